@@ -1,0 +1,185 @@
+#define _GNU_SOURCE
+#include "base/pool.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+
+/* Long enough to cover the gap between two steps of a busy engine, short enough that the other
+ * threads of a small machine are not starved: about 20 us. */
+enum { POOL_SPINS = 2000 };
+
+struct pool {
+    int n;
+    pthread_t *threads; /* n - 1 */
+    pool_fn *fn;
+    void *arg;
+    bool stop;
+    _Alignas(64) atomic_uint job;      /* counts jobs; workers wait for it to change */
+    _Alignas(64) atomic_uint running;  /* workers still in the current job */
+    _Alignas(64) atomic_uint arrived;  /* at the current barrier */
+    _Alignas(64) atomic_uint round;    /* counts barriers passed */
+};
+
+struct worker {
+    struct pool *pool;
+    int ith;
+};
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void wake(atomic_uint *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0);
+}
+
+/* Returns when *word is no longer `old`. */
+static void wait_change(atomic_uint *word, unsigned old)
+{
+    for (int i = 0; i < POOL_SPINS; i++) {
+        if (atomic_load_explicit(word, memory_order_acquire) != old)
+            return;
+        relax();
+    }
+    while (atomic_load_explicit(word, memory_order_acquire) == old)
+        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+}
+
+static void *work(void *arg)
+{
+    struct worker w = *(struct worker *)arg;
+    free(arg);
+    struct pool *p = w.pool;
+    for (unsigned seen = 0;; seen++) {
+        wait_change(&p->job, seen);
+        if (p->stop)
+            return NULL;
+        p->fn(p->arg, w.ith, p->n);
+        if (atomic_fetch_sub_explicit(&p->running, 1, memory_order_acq_rel) == 1)
+            wake(&p->running);
+    }
+}
+
+/* The CPU quota of the cgroup (v2, then v1) in whole processors, rounded up; 0 if there is none. */
+static int cgroup_cpus(void)
+{
+    long long quota = -1, period = 0;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (f) {
+        if (fscanf(f, "%lld %lld", &quota, &period) != 2)
+            quota = -1;
+        fclose(f);
+    } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re"))) {
+        if (fscanf(f, "%lld", &quota) != 1)
+            quota = -1;
+        fclose(f);
+        if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re"))) {
+            if (fscanf(f, "%lld", &period) != 1)
+                period = 0;
+            fclose(f);
+        }
+    }
+    return quota > 0 && period > 0 ? (int)((quota + period - 1) / period) : 0;
+}
+
+int pool_cpus(void)
+{
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    int quota = cgroup_cpus();
+    if (quota && quota < n)
+        n = quota;
+    return n < 1 ? 1 : n;
+}
+
+int pool_new(struct pool **out, int n_threads, struct err *e)
+{
+    if (n_threads < 0 || n_threads > 1024)
+        return err_param(e, ERR_INVALID, "threads", "threads must be 0 (automatic) to 1024, not %d",
+                         n_threads);
+    struct pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    if (!p)
+        return err_set(e, ERR_NOMEM, "out of memory starting the compute threads");
+    memset(p, 0, sizeof *p);
+    int want = n_threads ? n_threads : pool_cpus();
+    p->threads = xcalloc((size_t)want, sizeof *p->threads);
+    p->n = 1;
+    for (; p->n < want; p->n++) {
+        struct worker *w = xmalloc(sizeof *w);
+        *w = (struct worker){p, p->n};
+        int rc = pthread_create(&p->threads[p->n - 1], NULL, work, w);
+        if (rc) {
+            free(w);
+            pool_free(p);
+            return err_set(e, ERR_IO, "starting compute thread %d: %s", p->n, strerror(rc));
+        }
+        char name[16];
+        snprintf(name, sizeof name, "compute-%d", p->n);
+        pthread_setname_np(p->threads[p->n - 1], name);
+    }
+    *out = p;
+    return 0;
+}
+
+void pool_free(struct pool *p)
+{
+    if (!p)
+        return;
+    p->stop = true;
+    atomic_fetch_add_explicit(&p->job, 1, memory_order_release);
+    wake(&p->job);
+    for (int i = 0; i + 1 < p->n; i++)
+        pthread_join(p->threads[i], NULL);
+    free(p->threads);
+    free(p);
+}
+
+int pool_threads(const struct pool *p)
+{
+    return p->n;
+}
+
+void pool_run(struct pool *p, pool_fn *fn, void *arg)
+{
+    p->fn = fn;
+    p->arg = arg;
+    atomic_store_explicit(&p->running, (unsigned)p->n - 1, memory_order_relaxed);
+    if (p->n > 1) {
+        atomic_fetch_add_explicit(&p->job, 1, memory_order_release);
+        wake(&p->job);
+    }
+    fn(arg, 0, p->n);
+    unsigned left;
+    while ((left = atomic_load_explicit(&p->running, memory_order_acquire)))
+        wait_change(&p->running, left);
+}
+
+void pool_barrier(struct pool *p, int ith)
+{
+    (void)ith;
+    if (p->n == 1)
+        return;
+    unsigned round = atomic_load_explicit(&p->round, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 == (unsigned)p->n) {
+        atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
+        atomic_fetch_add_explicit(&p->round, 1, memory_order_release);
+        wake(&p->round);
+    } else {
+        wait_change(&p->round, round);
+    }
+}

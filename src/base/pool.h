@@ -1,0 +1,30 @@
+/* pool.h - the compute threads.
+ *
+ * A pool runs one job at a time: fn(arg, ith, nth) on every thread, the caller being thread 0.
+ * Inside a job the threads meet at pool_barrier. A waiting worker spins for a short while and then
+ * sleeps, so an idle pool costs nothing and a busy one wakes fast.
+ */
+#pragma once
+
+#include "base/err.h"
+
+struct pool;
+
+typedef void pool_fn(void *arg, int ith, int nth);
+
+/* n_threads >= 1, the caller included; 0 takes as many as the process may use (affinity and cgroup
+ * quota respected). */
+int pool_new(struct pool **out, int n_threads, struct err *e);
+void pool_free(struct pool *p);
+
+int pool_threads(const struct pool *p);
+
+/* Runs fn on every thread and returns when all are done. Not reentrant; one caller at a time. */
+void pool_run(struct pool *p, pool_fn *fn, void *arg);
+
+/* Called by every thread of a running job: nobody goes on before all have arrived. Writes before the
+ * barrier are visible after it. */
+void pool_barrier(struct pool *p, int ith);
+
+/* How many processors this process may use: affinity mask and cgroup CPU quota, at least 1. */
+int pool_cpus(void);
