@@ -52,10 +52,9 @@ int err_prefix(struct err *e, int code, const char *fmt, ...)
 const char *err_name(int code)
 {
     static const char *const names[] = {
-        "no error",     "out of memory",  "input/output error", "malformed input",
-        "unsupported",  "invalid value",  "not found",          "already exists",
-        "limit reached", "busy",          "timed out",          "canceled",
-        "not allowed",
+        "no error",      "out of memory", "input/output error", "malformed input", "unsupported",
+        "invalid value", "not found",     "already exists",     "limit reached",   "busy",
+        "timed out",     "canceled",      "not allowed",
     };
     int i = -code;
     return i >= 0 && i < (int)(sizeof names / sizeof *names) ? names[i] : "unknown error";

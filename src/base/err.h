@@ -17,17 +17,17 @@ enum {
     ERR_INVALID = -5,     /* a value from the user is out of range or of the wrong type */
     ERR_NOTFOUND = -6,
     ERR_EXISTS = -7,
-    ERR_LIMIT = -8,   /* a size, count or rate limit was reached */
-    ERR_BUSY = -9,    /* try again later: the queue is full, the model is loading */
+    ERR_LIMIT = -8, /* a size, count or rate limit was reached */
+    ERR_BUSY = -9,  /* try again later: the queue is full, the model is loading */
     ERR_TIMEOUT = -10,
     ERR_CANCELED = -11,
     ERR_DENIED = -12, /* the caller may not do this */
 };
 
 struct err {
-    int code;        /* ERR_*, 0 while unset */
-    char param[64];  /* the request field or option at fault, "" if none */
-    char msg[440];   /* one sentence, no newline */
+    int code;       /* ERR_*, 0 while unset */
+    char param[64]; /* the request field or option at fault, "" if none */
+    char msg[440];  /* one sentence, no newline */
 };
 
 /* Sets code and message, clears param, returns code. `e` may be NULL. */

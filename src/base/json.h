@@ -3,8 +3,8 @@
  * Out: jw_* appends to a buffer, no tree. Commas and quoting are the writer's business; matching
  * begin and end calls are the caller's (checked by BUG in jw_done).
  *
- * In: jr_parse builds a jansson tree with limits; the jr_* getters answer with an err that names the
- * field. Bad UTF-8, duplicate keys, trailing bytes, NaN and numbers out of range are refused.
+ * In: jr_parse builds a jansson tree with limits; the jr_* getters answer with an err that names
+ * the field. Bad UTF-8, duplicate keys, trailing bytes, NaN and numbers out of range are refused.
  */
 #pragma once
 
@@ -37,7 +37,8 @@ void jw_strn(struct jw *w, const char *p, size_t n);
 void jw_str(struct jw *w, const char *s); /* NULL writes null */
 void jw_int(struct jw *w, int64_t v);
 void jw_uint(struct jw *w, uint64_t v);
-void jw_num(struct jw *w, double v); /* shortest form that reads back the same; null if not finite */
+void jw_num(struct jw *w,
+            double v); /* shortest form that reads back the same; null if not finite */
 void jw_bool(struct jw *w, bool v);
 void jw_null(struct jw *w);
 void jw_raw(struct jw *w, const char *json, size_t n); /* a value that is JSON already */

@@ -15,8 +15,8 @@ void *xrealloc(void *p, size_t n);
 char *xstrdup(const char *s);
 char *xstrndup(const char *s, size_t n); /* copies n bytes and adds a NUL */
 
-void *try_alloc(size_t n);                /* zeroed, NULL when it does not fit */
-void *try_calloc(size_t n, size_t size);  /* zeroed, NULL on overflow or when it does not fit */
+void *try_alloc(size_t n);               /* zeroed, NULL when it does not fit */
+void *try_calloc(size_t n, size_t size); /* zeroed, NULL on overflow or when it does not fit */
 
 /* Zeroed memory on a 64-byte boundary, huge pages asked for from 4 MiB up. Free with mem_free_big
  * and the same size. NULL when it does not fit. */

@@ -25,10 +25,10 @@ struct pool {
     pool_fn *fn;
     void *arg;
     bool stop;
-    _Alignas(64) atomic_uint job;      /* counts jobs; workers wait for it to change */
-    _Alignas(64) atomic_uint running;  /* workers still in the current job */
-    _Alignas(64) atomic_uint arrived;  /* at the current barrier */
-    _Alignas(64) atomic_uint round;    /* counts barriers passed */
+    _Alignas(64) atomic_uint job;     /* counts jobs; workers wait for it to change */
+    _Alignas(64) atomic_uint running; /* workers still in the current job */
+    _Alignas(64) atomic_uint arrived; /* at the current barrier */
+    _Alignas(64) atomic_uint round;   /* counts barriers passed */
 };
 
 struct worker {

@@ -22,8 +22,8 @@ int pool_threads(const struct pool *p);
 /* Runs fn on every thread and returns when all are done. Not reentrant; one caller at a time. */
 void pool_run(struct pool *p, pool_fn *fn, void *arg);
 
-/* Called by every thread of a running job: nobody goes on before all have arrived. Writes before the
- * barrier are visible after it. */
+/* Called by every thread of a running job: nobody goes on before all have arrived. Writes before
+ * the barrier are visible after it. */
 void pool_barrier(struct pool *p, int ith);
 
 /* How many processors this process may use: affinity mask and cgroup CPU quota, at least 1. */

@@ -111,10 +111,9 @@ static bool with_unit(struct str s, const struct unit *units, double *out)
 bool str_to_bytes(struct str s, uint64_t *out)
 {
     static const struct unit units[] = {
-        {"", 1},        {"B", 1},           {"K", 1024},       {"KiB", 1024},
-        {"M", 1048576}, {"MiB", 1048576},   {"G", 0x1p30},     {"GiB", 0x1p30},
-        {"T", 0x1p40},  {"TiB", 0x1p40},    {"KB", 1e3},       {"MB", 1e6},
-        {"GB", 1e9},    {"TB", 1e12},       {NULL, 0},
+        {"", 1},          {"B", 1},      {"K", 1024},     {"KiB", 1024}, {"M", 1048576},
+        {"MiB", 1048576}, {"G", 0x1p30}, {"GiB", 0x1p30}, {"T", 0x1p40}, {"TiB", 0x1p40},
+        {"KB", 1e3},      {"MB", 1e6},   {"GB", 1e9},     {"TB", 1e12},  {NULL, 0},
     };
     double v;
     if (!with_unit(s, units, &v))
@@ -126,8 +125,7 @@ bool str_to_bytes(struct str s, uint64_t *out)
 bool str_to_ms(struct str s, int64_t *out)
 {
     static const struct unit units[] = {
-        {"", 1e3},   {"ms", 1},     {"s", 1e3},     {"m", 60e3},
-        {"h", 3600e3}, {"d", 86400e3}, {NULL, 0},
+        {"", 1e3}, {"ms", 1}, {"s", 1e3}, {"m", 60e3}, {"h", 3600e3}, {"d", 86400e3}, {NULL, 0},
     };
     double v;
     if (!with_unit(s, units, &v))

@@ -20,14 +20,14 @@ int template_new(struct template **out, const char *source, size_t n, struct err
 void template_free(struct template *t);
 
 struct template_vars {
-    const json_t *messages;     /* array of {role, content, tool_calls ...} */
-    const json_t *tools;        /* array or NULL */
-    const json_t *documents;    /* array or NULL */
-    const json_t *kwargs;       /* object merged into the variables (chat_template_kwargs), or NULL */
-    const char *bos_token;      /* "" if none */
+    const json_t *messages;  /* array of {role, content, tool_calls ...} */
+    const json_t *tools;     /* array or NULL */
+    const json_t *documents; /* array or NULL */
+    const json_t *kwargs;    /* object merged into the variables (chat_template_kwargs), or NULL */
+    const char *bos_token;   /* "" if none */
     const char *eos_token;
     bool add_generation_prompt;
-    int64_t now_unix_s;         /* for strftime_now, UTC */
+    int64_t now_unix_s; /* for strftime_now, UTC */
 };
 
 /* Half-open byte ranges of `text`, in order and without gaps. */

@@ -1,8 +1,8 @@
 /* engine.h - generates text for many requests at once on one model.
  *
  * An engine owns one thread. engine_submit hands a request in from any thread; the engine answers
- * with events, delivered once per step as one list to the sink. Every submitted request gets exactly
- * one final event: also on cancel, error and shutdown.
+ * with events, delivered once per step as one list to the sink. Every submitted request gets
+ * exactly one final event: also on cancel, error and shutdown.
  *
  * The engine knows token ids and text, never JSON or sockets, and reaches the model only through
  * struct engine_model, so tests run it on a fake. */
@@ -37,55 +37,55 @@ struct logit_bias {
 /* How the next token is chosen, in this order: bias, penalties, (greedy if temperature is 0) top_k,
  * typical_p, top_p, min_p, temperature, draw. */
 struct sampling {
-    float temperature;       /* 0: greedy */
-    int top_k;               /* 0: off */
-    float top_p;             /* 1: off */
-    float min_p;             /* 0: off */
-    float typical_p;         /* 1: off */
-    float repetition_penalty;/* 1: off; over the last repeat_last_n tokens of prompt and output */
-    int repeat_last_n;       /* 0: off, -1: all */
-    float frequency_penalty; /* 0: off; over the output, as OpenAI defines it */
-    float presence_penalty;  /* 0: off */
+    float temperature;        /* 0: greedy */
+    int top_k;                /* 0: off */
+    float top_p;              /* 1: off */
+    float min_p;              /* 0: off */
+    float typical_p;          /* 1: off */
+    float repetition_penalty; /* 1: off; over the last repeat_last_n tokens of prompt and output */
+    int repeat_last_n;        /* 0: off, -1: all */
+    float frequency_penalty;  /* 0: off; over the output, as OpenAI defines it */
+    float presence_penalty;   /* 0: off */
     bool has_seed;
-    uint64_t seed;           /* the same seed, prompt and parameters give the same tokens */
+    uint64_t seed; /* the same seed, prompt and parameters give the same tokens */
     const struct logit_bias *bias;
     int n_bias;
-    int n_logprobs;          /* -1: none; 0..20: of the chosen token and so many alternatives */
+    int n_logprobs; /* -1: none; 0..20: of the chosen token and so many alternatives */
 };
 
 void sampling_default(struct sampling *s); /* temperature 1, everything else off */
 
 struct engine_request {
-    const int32_t *prompt;   /* copied */
+    const int32_t *prompt; /* copied */
     int n_prompt;
     struct sampling sampling;
-    int max_tokens;          /* > 0; cut to what n_ctx leaves */
-    int min_tokens;          /* no end of generation or stop before so many */
+    int max_tokens; /* > 0; cut to what n_ctx leaves */
+    int min_tokens; /* no end of generation or stop before so many */
     bool ignore_eos;
     const char *const *stop; /* strings, copied */
     int n_stop;
     bool include_stop;       /* the stop string stays in the text */
     const int32_t *stop_ids; /* copied */
     int n_stop_ids;
-    bool special;            /* control tokens appear in the text */
-    const char *tenant;      /* "" or NULL: the common one; prefix cache and fairness are per tenant */
-    int priority;            /* lower runs earlier, 0 is normal */
-    int64_t deadline_ms;     /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
-    void *user;              /* comes back in every event */
+    bool special;        /* control tokens appear in the text */
+    const char *tenant;  /* "" or NULL: the common one; prefix cache and fairness are per tenant */
+    int priority;        /* lower runs earlier, 0 is normal */
+    int64_t deadline_ms; /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
+    void *user;          /* comes back in every event */
 };
 
 enum finish_reason {
-    FINISH_NONE,     /* not final */
-    FINISH_STOP,     /* end-of-generation token, stop id or stop string */
-    FINISH_LENGTH,   /* max_tokens or context */
-    FINISH_CANCEL,   /* engine_cancel, or the engine was closed */
+    FINISH_NONE,   /* not final */
+    FINISH_STOP,   /* end-of-generation token, stop id or stop string */
+    FINISH_LENGTH, /* max_tokens or context */
+    FINISH_CANCEL, /* engine_cancel, or the engine was closed */
     FINISH_TIMEOUT,
-    FINISH_ERROR,    /* err says why */
+    FINISH_ERROR, /* err says why */
 };
 
 struct token_logprob {
     int32_t id;
-    float logprob;   /* natural log, of the model's distribution before temperature and cuts */
+    float logprob; /* natural log, of the model's distribution before temperature and cuts */
 };
 
 struct engine_usage {
@@ -99,31 +99,33 @@ struct engine_usage {
 struct engine_event {
     struct engine_event *next;
     void *user;
-    char *text;              /* NUL-terminated, may be "" */
+    char *text; /* NUL-terminated, may be "" */
     size_t n_text;
-    const int32_t *ids;      /* tokens sampled in this event, n_ids of them */
+    const int32_t *ids; /* tokens sampled in this event, n_ids of them */
     int n_ids;
-    const struct token_logprob *logprobs; /* n_ids x (1 + n_logprobs): the chosen one first; NULL if none */
+    const struct token_logprob
+        *logprobs; /* n_ids x (1 + n_logprobs): the chosen one first; NULL if none */
     int n_logprobs;
     enum finish_reason finish;
-    char *stop_text;         /* the stop string that matched, or NULL */
-    int32_t stop_id;         /* the stop token that matched, or -1 */
+    char *stop_text;           /* the stop string that matched, or NULL */
+    int32_t stop_id;           /* the stop token that matched, or -1 */
     struct engine_usage usage; /* in the final event */
-    struct err err;          /* with FINISH_ERROR */
+    struct err err;            /* with FINISH_ERROR */
 };
 
-/* Called on the engine's thread, once per step that produced events, in order. The receiver owns the
- * list and frees it with engine_events_free. It must not block and may call engine_submit/cancel. */
+/* Called on the engine's thread, once per step that produced events, in order. The receiver owns
+ * the list and frees it with engine_events_free. It must not block and may call
+ * engine_submit/cancel. */
 typedef void engine_sink_fn(void *arg, struct engine_event *list);
 void engine_events_free(struct engine_event *list);
 
 struct engine_opts {
     struct engine_model model;
     const struct tokenizer *tokenizer; /* outlives the engine; for text and end-of-generation ids */
-    int max_running;         /* most sequences in a step, 0: 64 */
-    int max_queue;           /* most requests waiting, 0: 1024 */
-    int step_ms;             /* target for one step while streams run, 0: 150 */
-    int64_t step_deadline_ms;/* a step longer than this makes engine_health unhealthy, 0: 60000 */
+    int max_running;                   /* most sequences in a step, 0: 64 */
+    int max_queue;                     /* most requests waiting, 0: 1024 */
+    int step_ms;                       /* target for one step while streams run, 0: 150 */
+    int64_t step_deadline_ms; /* a step longer than this makes engine_health unhealthy, 0: 60000 */
     bool prefix_cache;
     engine_sink_fn *sink;
     void *sink_arg;
@@ -154,5 +156,6 @@ struct engine_stats {
 };
 void engine_get_stats(struct engine *g, struct engine_stats *out);
 
-/* True, or false and the reason in e: a step has been running longer than its deadline. Any thread. */
+/* True, or false and the reason in e: a step has been running longer than its deadline. Any thread.
+ */
 bool engine_health(struct engine *g, struct err *e);

@@ -46,7 +46,7 @@ int gguf_open(struct gguf **out, const char *path, struct err *e);
 int gguf_open_mem(struct gguf **out, const void *data, size_t n, struct err *e);
 void gguf_close(struct gguf *g);
 
-const char *gguf_path(const struct gguf *g); /* "" for memory */
+const char *gguf_path(const struct gguf *g);  /* "" for memory */
 size_t gguf_file_bytes(const struct gguf *g); /* all parts */
 uint32_t gguf_version(const struct gguf *g);
 
@@ -59,8 +59,10 @@ size_t gguf_n_keys(const struct gguf *g);
 struct str gguf_key(const struct gguf *g, size_t i);
 enum gguf_kind gguf_key_kind(const struct gguf *g, size_t i);
 bool gguf_has(const struct gguf *g, const char *key);
-int gguf_get_u32(const struct gguf *g, const char *key, uint32_t *out, struct err *e); /* any integer kind in range */
-int gguf_get_f32(const struct gguf *g, const char *key, float *out, struct err *e);    /* any float kind, finite */
+int gguf_get_u32(const struct gguf *g, const char *key, uint32_t *out,
+                 struct err *e); /* any integer kind in range */
+int gguf_get_f32(const struct gguf *g, const char *key, float *out,
+                 struct err *e); /* any float kind, finite */
 int gguf_get_str(const struct gguf *g, const char *key, struct str *out, struct err *e);
 uint32_t gguf_u32(const struct gguf *g, const char *key, uint32_t fallback);
 float gguf_f32(const struct gguf *g, const char *key, float fallback);
@@ -71,8 +73,8 @@ struct str gguf_str(const struct gguf *g, const char *key, const char *fallback)
 struct gguf_arr {
     enum gguf_kind kind; /* of the elements */
     size_t n;
-    const void *data;        /* raw little-endian elements, unaligned; for strings NULL */
-    const struct str *strs;  /* for strings */
+    const void *data;       /* raw little-endian elements, unaligned; for strings NULL */
+    const struct str *strs; /* for strings */
 };
 int gguf_get_arr(const struct gguf *g, const char *key, enum gguf_kind kind, struct gguf_arr *out,
                  struct err *e);

@@ -1,10 +1,10 @@
 /* model.h - a model: weights, shape, and the forward pass of one step.
  *
- * The forward pass takes a batch: for each sequence its new tokens, their position and the KV blocks
- * it lives in. Prefill chunks and decodes are the same thing with different n_tokens.
+ * The forward pass takes a batch: for each sequence its new tokens, their position and the KV
+ * blocks it lives in. Prefill chunks and decodes are the same thing with different n_tokens.
  *
- * Weights are immutable after model_open. A model runs one forward pass at a time (its scratch memory
- * is its own); the caller is the only thread that calls model_forward. */
+ * Weights are immutable after model_open. A model runs one forward pass at a time (its scratch
+ * memory is its own); the caller is the only thread that calls model_forward. */
 #pragma once
 
 #include <stdbool.h>
@@ -24,11 +24,11 @@ enum kv_type { KV_BF16, KV_F16, KV_Q8_0 };
 struct model;
 
 struct model_opts {
-    struct pool *pool;       /* outlives the model */
-    const char *isa;         /* "auto", "avx512", "avx2", "scalar"; NULL is auto */
+    struct pool *pool; /* outlives the model */
+    const char *isa;   /* "auto", "avx512", "avx2", "scalar"; NULL is auto */
     enum kv_type kv_type;
-    int max_batch_tokens;    /* most tokens in one step, 0: 512 */
-    const char *pack_dir;    /* where the packed cache file may be written; NULL: do not cache */
+    int max_batch_tokens; /* most tokens in one step, 0: 512 */
+    const char *pack_dir; /* where the packed cache file may be written; NULL: do not cache */
     /* Called now and then while weights are packed, on the calling thread; may be NULL. Returning
      * false cancels with ERR_CANCELED. */
     bool (*progress)(void *arg, size_t done_bytes, size_t total_bytes);
@@ -36,20 +36,20 @@ struct model_opts {
 };
 
 struct model_info {
-    char arch[32];           /* "llama", "phi3", "qwen2", "qwen3" */
-    char name[128];          /* general.name, may be "" */
-    char quant[16];          /* "Q4_K_M": general.file_type, or the commonest tensor type */
+    char arch[32];  /* "llama", "phi3", "qwen2", "qwen3" */
+    char name[128]; /* general.name, may be "" */
+    char quant[16]; /* "Q4_K_M": general.file_type, or the commonest tensor type */
     int n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab;
-    int n_ctx_train;         /* the longest context the model was made for */
+    int n_ctx_train; /* the longest context the model was made for */
     uint64_t n_params;
-    size_t weight_bytes;     /* packed, resident */
-    size_t kv_block_bytes;   /* of one KV block over all layers */
-    size_t scratch_bytes;    /* for max_batch_tokens */
-    const char *isa;         /* kernels in use */
+    size_t weight_bytes;   /* packed, resident */
+    size_t kv_block_bytes; /* of one KV block over all layers */
+    size_t scratch_bytes;  /* for max_batch_tokens */
+    const char *isa;       /* kernels in use */
 };
 
-/* Binds and packs the weights of g. g must stay open as long as the model. ERR_FORMAT names a missing
- * tensor or a wrong shape, ERR_UNSUPPORTED an unknown architecture or rope scaling. */
+/* Binds and packs the weights of g. g must stay open as long as the model. ERR_FORMAT names a
+ * missing tensor or a wrong shape, ERR_UNSUPPORTED an unknown architecture or rope scaling. */
 int model_open(struct model **out, const struct gguf *g, const struct model_opts *o, struct err *e);
 void model_close(struct model *m);
 const struct model_info *model_info(const struct model *m);
@@ -65,11 +65,11 @@ void kv_mem_copy(struct kv_mem *kv, int32_t to, int32_t from, int n_tokens);
 /* One sequence's part of a step. Its KV of positions 0 .. pos-1 is in the blocks already; positions
  * pos .. pos+n_tokens-1 are written by the step, so blocks covers pos+n_tokens positions. */
 struct batch_seq {
-    const int32_t *tokens;   /* [n_tokens] */
-    int n_tokens;            /* >= 1 */
+    const int32_t *tokens; /* [n_tokens] */
+    int n_tokens;          /* >= 1 */
     int pos;
-    const int32_t *blocks;   /* block table */
-    int n_logits;            /* logits are wanted for the last n_logits tokens, 0 .. n_tokens */
+    const int32_t *blocks; /* block table */
+    int n_logits;          /* logits are wanted for the last n_logits tokens, 0 .. n_tokens */
 };
 
 /* Runs all layers for the batch (at most max_batch_tokens tokens in all). Writes n_vocab floats to

@@ -1,7 +1,7 @@
 /* tokenizer.h - text to token ids and back, as the model file says.
  *
- * Models: "llama" (SentencePiece-BPE: score merges, byte fallback) and "gpt2" (byte-level BPE with a
- * pre-tokenizer pattern). Immutable after tokenizer_new: any number of threads.
+ * Models: "llama" (SentencePiece-BPE: score merges, byte fallback) and "gpt2" (byte-level BPE with
+ * a pre-tokenizer pattern). Immutable after tokenizer_new: any number of threads.
  *
  * Special tokens (control and user-defined) are found in the text only in trusted spans: what a
  * user wrote can never become one. */
@@ -48,14 +48,15 @@ struct str tokenizer_piece(const struct tokenizer *t, int32_t id, bool special);
 /* The token as the vocabulary spells it. */
 struct str tokenizer_vocab(const struct tokenizer *t, int32_t id);
 
-/* Appends the text of ids: what decode() of the reference implementation gives, the leading space of
- * SentencePiece removed where the file says so. */
+/* Appends the text of ids: what decode() of the reference implementation gives, the leading space
+ * of SentencePiece removed where the file says so. */
 struct buf;
 void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool special,
                       struct buf *out);
 
 /* Incremental decoding of one generated stream: bytes come out as soon as, and only when, they form
- * whole UTF-8 characters; bytes that can never become one come out as U+FFFD. {0} begins a stream. */
+ * whole UTF-8 characters; bytes that can never become one come out as U+FFFD. {0} begins a stream.
+ */
 struct tok_stream {
     char held[4];
     uint8_t n_held;
@@ -65,8 +66,10 @@ void tok_stream_add(struct tok_stream *s, const struct tokenizer *t, int32_t id,
 void tok_stream_end(struct tok_stream *s, struct buf *out); /* flushes what is held */
 
 int tokenizer_n_vocab(const struct tokenizer *t);
-int32_t tokenizer_bos(const struct tokenizer *t); /* -1 if none */
-int32_t tokenizer_eos(const struct tokenizer *t); /* -1 if none */
+int32_t tokenizer_bos(const struct tokenizer *t);                 /* -1 if none */
+int32_t tokenizer_eos(const struct tokenizer *t);                 /* -1 if none */
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id); /* control token */
-bool tokenizer_is_eog(const struct tokenizer *t, int32_t id);     /* ends a generation: EOS, EOT, EOM ... */
-int32_t tokenizer_find(const struct tokenizer *t, struct str piece); /* exact vocabulary entry or -1 */
+bool tokenizer_is_eog(const struct tokenizer *t,
+                      int32_t id); /* ends a generation: EOS, EOT, EOM ... */
+int32_t tokenizer_find(const struct tokenizer *t,
+                       struct str piece); /* exact vocabulary entry or -1 */

@@ -1,8 +1,8 @@
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
 
 #include <math.h>
 #include <stdatomic.h>
@@ -47,9 +47,16 @@ static void test_buf(void **state)
 
 static void test_utf8(void **state)
 {
-    static const char *const bad[] = {"\x80",     "\xc0\xaf",         "\xc1\xbf", "\xe0\x80\xaf",
-                                      "\xed\xa0\x80", "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80",
-                                      "\xe2\x82",  "a\xff"};
+    static const char *const bad[] = {"\x80",
+                                      "\xc0\xaf",
+                                      "\xc1\xbf",
+                                      "\xe0\x80\xaf",
+                                      "\xed\xa0\x80",
+                                      "\xf0\x80\x80\xaf",
+                                      "\xf4\x90\x80\x80",
+                                      "\xf5\x80\x80\x80",
+                                      "\xe2\x82",
+                                      "a\xff"};
     for (size_t i = 0; i < ARRAY_LEN(bad); i++)
         assert_false(utf8_valid(bad[i], strlen(bad[i])));
     for (uint32_t cp = 0; cp <= 0x10ffff; cp++) {
@@ -103,7 +110,9 @@ static void test_json_out(void **state)
     jw_arr_end(&w);
     jw_obj_end(&w);
     jw_done(&w);
-    assert_string_equal(b.data, "{\"a\\\"\":\"x\\n\\u0001\\\\ \xef\xbf\xbd\xe2\x82\xac\",\"n\":[-3,0.1,null,true]}");
+    assert_string_equal(
+        b.data,
+        "{\"a\\\"\":\"x\\n\\u0001\\\\ \xef\xbf\xbd\xe2\x82\xac\",\"n\":[-3,0.1,null,true]}");
     struct err e = {0};
     json_t *back = jr_parse(b.data, b.len, &e);
     assert_non_null(back);
@@ -114,8 +123,18 @@ static void test_json_out(void **state)
 static void test_json_in(void **state)
 {
     static const char *const bad[] = {
-        "",          "{\"a\":1,\"a\":2}", "\"\xc0\xaf\"", "\"\\ud800\"", "\"\\u0000\"", "[1]x",
-        "[012]",     "[1e999]",           "[18446744073709551616]", "[NaN]", "{'a':1}", "[1,]",
+        "",
+        "{\"a\":1,\"a\":2}",
+        "\"\xc0\xaf\"",
+        "\"\\ud800\"",
+        "\"\\u0000\"",
+        "[1]x",
+        "[012]",
+        "[1e999]",
+        "[18446744073709551616]",
+        "[NaN]",
+        "{'a':1}",
+        "[1,]",
         "\"\x01\"",
     };
     struct err e;
@@ -235,11 +254,11 @@ static void test_pool(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_err),     cmocka_unit_test(test_buf),
-        cmocka_unit_test(test_utf8),    cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_err),      cmocka_unit_test(test_buf),
+        cmocka_unit_test(test_utf8),     cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_json_out), cmocka_unit_test(test_json_in),
-        cmocka_unit_test(test_map),     cmocka_unit_test(test_arena),
-        cmocka_unit_test(test_fault),   cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_map),      cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_fault),    cmocka_unit_test(test_pool),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
