@@ -1,0 +1,86 @@
+/* server.h - the service: routes, handlers, and the way from a request to an engine and back.
+ *
+ * Life of a server, as a caller sees it:
+ *
+ *     server_new(&s, &opts, e)          the port is bound; nothing is answered yet
+ *     (threads) model loads             server_watch_*: /health shows progress, requests get 503
+ *     engine_new with sink = server_sink, sink_arg = s
+ *     server_attach(s, &model)          the model answers from now on; the first one is the default
+ *     server_run(s)                     serves on this thread until server_stop and the drain
+ *     engine_free(...)                  the sink may still be called up to here
+ *     server_free(s)
+ *     tokenizer_free, template_free, model_close ...
+ *
+ * Handlers run on the thread of server_run. Requests are parsed, rendered and tokenized there too
+ * if they are small, on libuv's pool if they are large; the engine's thread only posts its events.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "chat/template.h"
+#include "engine/engine.h"
+#include "http/http.h"
+#include "tokenizer/tokenizer.h"
+
+struct server;
+
+struct server_opts {
+    struct http_server_opts http; /* from http_server_defaults(); handler and arg are set by us */
+    const char *version;          /* for /version and the Server header */
+    int64_t drain_ms; /* server_stop lets running requests go on for so long, 0: 30000 */
+};
+
+/* Binds the port: a client that connects from now on waits until server_run. ERR_IO, ERR_INVALID as
+ * http_server_open. */
+int server_new(struct server **out, const struct server_opts *o, struct err *e);
+
+/* After server_run has returned, or instead of it, and after engine_free of every attached engine.
+ */
+void server_free(struct server *s);
+
+int server_port(const struct server *s); /* the bound port */
+
+/* Serves until server_stop, then until the last request is answered or the drain is over. */
+void server_run(struct server *s);
+
+/* Any thread, but not a signal handler (a thread in sigwait will do). Stops accepting; running
+ * requests may finish within drain_ms, then they are cancelled. A second call cancels at once. */
+void server_stop(struct server *s);
+
+/* For engine_opts.sink, with the server as sink_arg. */
+engine_sink_fn server_sink;
+
+/* A model that is ready. The engine stays until server_run has returned, tokenizer, template and
+ * info until server_free has. Strings are copied. */
+struct server_model {
+    const char *name; /* id in /v1/models; what clients put into "model" */
+    struct engine *engine;
+    const struct tokenizer *tokenizer;
+    const struct template *chat_template; /* NULL: /v1/chat/completions says so */
+    int n_ctx;                            /* longest sequence, as given to the engine */
+    const struct model_info *info;        /* NULL: unknown */
+    int64_t created_unix_s;               /* of the model file, 0: now */
+};
+
+/* Makes a model answer. Any thread; takes effect on the server's thread in the order of the calls.
+ * A name that is there already is ignored with a warning in the log. */
+void server_attach(struct server *s, const struct server_model *m);
+
+/* ---- long operations beside the requests: loading and downloading ---- */
+
+/* /health tells their progress, and turns unhealthy when one makes no progress for stall_ms or
+ * fails. All functions: any thread. */
+struct server_watch;
+
+/* `what` reads like "loading smollm2" and is copied. stall_ms 0: 60000. NULL when too many run. */
+struct server_watch *server_watch_begin(struct server *s, const char *what, int64_t stall_ms);
+
+/* Bytes or any unit; total 0: unknown. Counts as progress only if done or total changes. w may be
+ * NULL. */
+void server_watch_progress(struct server_watch *w, uint64_t done, uint64_t total);
+
+/* Ends the watch: failed NULL forgets it, otherwise /health and every request that waits for a
+ * model get the reason until the process ends. w may be NULL. */
+void server_watch_end(struct server_watch *w, const struct err *failed);
