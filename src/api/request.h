@@ -1,0 +1,107 @@
+/* request.h - what a client asked for, whatever dialect it spoke.
+ *
+ * A parser of one dialect fills a struct chat_request from the body; the server turns it into
+ * prompts and engine requests and never looks at the JSON again. Every value has been checked for
+ * type and range, so what remains is what only the model can tell (length, token ids, context).
+ *
+ * Pointers live in the request's arena or in its JSON trees: both as long as the request. */
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/err.h"
+#include "base/str.h"
+
+enum {
+    API_MAX_CHOICES = 16, /* n */
+    API_MAX_PROMPTS = 64, /* prompts in one completion request */
+    API_MAX_STOPS = 16,
+    API_MAX_STOP_BYTES = 1024,
+    API_MAX_STOP_IDS = 64,
+    API_MAX_BIAS = 1024,
+    API_MAX_MESSAGES = 16384,
+    API_MAX_LOGPROBS = 20,
+    API_MAX_UNKNOWN = 8, /* names of unknown fields that are kept for the log */
+};
+
+struct gen_bias {
+    int32_t id;
+    float bias;
+};
+
+/* How to generate. A parser sets every member, from the body or from the table's default. */
+struct gen_params {
+    double temperature;        /* 0 .. 2, 0 is greedy */
+    double top_p;              /* (0, 1], 1: off */
+    double min_p;              /* 0 .. 1, 0: off */
+    double typical_p;          /* (0, 1], 1: off */
+    double repetition_penalty; /* (0, 10], 1: off */
+    double frequency_penalty;  /* -2 .. 2 */
+    double presence_penalty;   /* -2 .. 2 */
+    int64_t top_k;             /* 0: off */
+    int64_t repeat_last_n;     /* -1: the whole text */
+    bool has_seed;
+    int64_t seed;
+    int64_t max_tokens; /* 0: what the context leaves */
+    int64_t min_tokens;
+    int64_t n;          /* choices for each prompt */
+    int64_t n_logprobs; /* -1: none; else alternatives beside the chosen token */
+    int64_t priority;   /* lower runs earlier */
+    bool ignore_eos;
+    bool include_stop;
+    bool skip_special; /* control tokens stay out of the text */
+    const char **stop;
+    size_t n_stop;
+    int32_t *stop_ids;
+    size_t n_stop_ids;
+    struct gen_bias *bias;
+    size_t n_bias;
+    const char *cache_salt; /* NULL: none */
+};
+
+/* Text or token ids. */
+struct gen_prompt {
+    struct str text;
+    const int32_t *ids; /* NULL: text */
+    size_t n_ids;
+};
+
+struct chat_request {
+    struct arena arena;
+    json_t *root; /* the body */
+
+    const char *model; /* NULL: the default model */
+    struct gen_params gen;
+    bool stream;
+    bool include_usage;    /* a usage chunk at the end of the stream */
+    bool continuous_usage; /* usage in every chunk */
+
+    /* chat: owned references, in the form that chat templates expect (content is a string,
+     * arguments of tool calls are objects) */
+    json_t *messages;  /* NULL: this is a completion of raw prompts */
+    json_t *tools;     /* NULL: none */
+    json_t *documents; /* NULL: none */
+    json_t *kwargs;    /* more template variables, NULL: none */
+    bool add_generation_prompt;
+    bool continue_final; /* the last message is the beginning of the answer */
+
+    /* completion */
+    struct gen_prompt *prompts;
+    size_t n_prompts;
+    bool echo; /* the prompt comes before the answer */
+
+    bool add_special;       /* BOS and EOS as the tokenizer asks */
+    bool parse_special;     /* control tokens are recognised in raw prompts */
+    bool return_token_strs; /* tokenize only: the vocabulary's spelling too */
+    bool with_pieces;       /* tokenize only: the bytes of each token */
+    bool content_form;      /* tokenize only: llama-server's form (`content`), not vLLM's */
+
+    const char *unknown[API_MAX_UNKNOWN]; /* names of fields that nobody knows, as sent */
+    size_t n_unknown;                     /* all of them, may be more than the array holds */
+};
+
+void chat_request_release(struct chat_request *r); /* accepts {0} */
