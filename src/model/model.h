@@ -14,12 +14,7 @@
 #include "base/err.h"
 #include "base/pool.h"
 #include "gguf/gguf.h"
-
-/* Positions in one KV block. Position p of a sequence lives in blocks[p / KV_BLOCK_TOKENS], slot
- * p % KV_BLOCK_TOKENS. */
-enum { KV_BLOCK_TOKENS = 32 };
-
-enum kv_type { KV_BF16, KV_F16, KV_Q8_0 };
+#include "tensor/kv_type.h"
 
 struct model;
 

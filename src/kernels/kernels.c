@@ -1,0 +1,92 @@
+#include "kernels/kernels.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "kernels/layout.h"
+
+enum act_type packed_act_type(const struct packed_matrix *m)
+{
+    switch (m->type) {
+    case TTYPE_F32:
+    case TTYPE_F16:
+        return ACT_F32;
+    case TTYPE_BF16:
+        return ACT_BF16;
+    default:
+        return ACT_Q8;
+    }
+}
+
+size_t act_bytes(enum act_type type, int n_cols, int n_tokens)
+{
+    size_t n = (size_t)n_tokens, cols = (size_t)n_cols;
+    switch (type) {
+    case ACT_Q8:
+        return n * (cols / 32) * ACT_Q8_BLOCK;
+    case ACT_F32:
+        return n * cols * 4;
+    case ACT_BF16:
+        return n * (cols + cols % 2) * 2;
+    }
+    BUG("activation type %d", (int)type);
+}
+
+size_t kv_head_bytes(const struct kv_layout *kv)
+{
+    return 2 * kv_half_bytes(kv) + (kv->type == KV_Q8_0 ? 2 * 2 * KV_BLOCK_TOKENS : 0);
+}
+
+size_t kv_block_bytes(const struct kv_layout *kv)
+{
+    return kv_head_bytes(kv) * (size_t)kv->n_heads;
+}
+
+static const char *const kv_names[] = {[KV_F16] = "f16", [KV_BF16] = "bf16", [KV_Q8_0] = "q8_0"};
+
+const char *kv_type_name(enum kv_type type)
+{
+    return kv_names[type];
+}
+
+bool kv_type_parse(const char *name, enum kv_type *out)
+{
+    for (size_t i = 0; i < ARRAY_LEN(kv_names); i++)
+        if (!strcmp(name, kv_names[i])) {
+            *out = (enum kv_type)i;
+            return true;
+        }
+    return false;
+}
+
+static bool can_scalar(void)
+{
+    return true;
+}
+
+/* Best first. */
+static const struct {
+    const struct kernels *kernels;
+    bool (*usable)(void);
+    const char *needs;
+} choices[] = {
+    {&kernels_scalar, can_scalar, "nothing"},
+};
+
+const struct kernels *kernels_select(const char *name, struct err *e)
+{
+    bool automatic = !name || !strcmp(name, "auto");
+    for (size_t i = 0; i < ARRAY_LEN(choices); i++) {
+        if (!automatic && strcmp(name, choices[i].kernels->name))
+            continue;
+        if (choices[i].usable())
+            return choices[i].kernels;
+        if (!automatic) {
+            err_param(e, ERR_UNSUPPORTED, "isa",
+                      "this processor cannot run the %s kernels: needs %s", name, choices[i].needs);
+            return NULL;
+        }
+    }
+    err_param(e, ERR_INVALID, "isa", "isa must be auto, avx512, avx2 or scalar, not \"%s\"", name);
+    return NULL;
+}
