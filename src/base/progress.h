@@ -1,7 +1,7 @@
 /* progress.h - a progress bar for people.
  *
- * On a terminal one line is redrawn ten times a second at most, with rate and time left; elsewhere a
- * plain line is written every tenth of the way, so that logs stay readable. One thread. */
+ * On a terminal one line is redrawn ten times a second at most, with rate and time left; elsewhere
+ * a plain line is written every tenth of the way, so that logs stay readable. One thread. */
 #pragma once
 
 #include <stdbool.h>
@@ -9,11 +9,11 @@
 #include <stdint.h>
 
 struct progress {
-    const char *label;    /* "smollm2:135m from PyPI" */
-    uint64_t total;       /* bytes, 0: not known */
+    const char *label; /* "smollm2:135m from PyPI" */
+    uint64_t total;    /* bytes, 0: not known */
     int64_t start_ms, drawn_ms;
-    uint64_t first;       /* bytes that were there at the start, not counted in the rate */
-    int tenths;           /* of the way, last written as a plain line */
+    uint64_t first; /* bytes that were there at the start, not counted in the rate */
+    int tenths;     /* of the way, last written as a plain line */
     bool terminal, begun;
 };
 

@@ -21,8 +21,8 @@ extern const struct command cmd_serve, cmd_run, cmd_pull, cmd_list, cmd_show, cm
 /* Exit statuses. */
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
-/* Loads the options of a command into `values`, answering --help itself. Returns -1 to go on, or the
- * exit status. Words that are no options are left in argv[0 .. *n_words-1]. */
+/* Loads the options of a command into `values`, answering --help itself. Returns -1 to go on, or
+ * the exit status. Words that are no options are left in argv[0 .. *n_words-1]. */
 int cli_options(const struct command *c, void *values, struct arena *arena, int argc, char **argv,
                 int max_words, int *n_words);
 

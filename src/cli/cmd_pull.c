@@ -48,9 +48,10 @@ const struct command cmd_pull = {
     .name = "pull",
     .usage = "terrace pull [OPTIONS] [MODEL]",
     .summary = "fetch a model and print where it is",
-    .details = "MODEL is a name of the catalog (smollm2:135m, phi3:mini, llama3.1:8b, mistral:7b), any\n"
-               "NAME:TAG of the Ollama registry, or hf.co/USER/REPO/FILE.gguf. An interrupted download\n"
-               "goes on where it stopped.\n",
+    .details =
+        "MODEL is a name of the catalog (smollm2:135m, phi3:mini, llama3.1:8b, mistral:7b), any\n"
+        "NAME:TAG of the Ollama registry, or hf.co/USER/REPO/FILE.gguf. An interrupted download\n"
+        "goes on where it stopped.\n",
     .opts = opts,
     .run = run,
 };

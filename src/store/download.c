@@ -23,12 +23,12 @@ struct transfer {
     const char *partial;
     CURL *curl;
     int fd;
-    uint64_t base;      /* bytes in the partial file before this try */
-    uint64_t done;      /* bytes in the partial file now */
-    int64_t last_ms;    /* of the last byte */
+    uint64_t base;   /* bytes in the partial file before this try */
+    uint64_t done;   /* bytes in the partial file now */
+    int64_t last_ms; /* of the last byte */
     int disk_errno;
     bool canceled, stalled, sized;
-    struct err room;    /* set when the disk cannot hold what is announced */
+    struct err room; /* set when the disk cannot hold what is announced */
 };
 
 /* Is there room for what is still to come, before hours are spent? */
@@ -123,8 +123,8 @@ static int explain(struct transfer *t, CURLcode rc, struct err *e)
     return err_set(e, ERR_IO, "%s: %s", url, curl_easy_strerror(rc));
 }
 
-/* One try: from the end of the partial file to the end of the resource. *again tells whether another
- * try may help. */
+/* One try: from the end of the partial file to the end of the resource. *again tells whether
+ * another try may help. */
 static int try_once(const struct download *d, const char *partial, bool *again, struct err *e)
 {
     struct transfer t = {.d = d, .partial = partial, .last_ms = clock_ms()};
@@ -156,7 +156,8 @@ static int try_once(const struct download *d, const char *partial, bool *again, 
         out = 0;
     } else if (rc != CURLE_OK) {
         out = explain(&t, rc, e);
-        *again = !t.canceled && !t.disk_errno && !t.room.code && (status < 400 || status >= 500) && t.done > t.base;
+        *again = !t.canceled && !t.disk_errno && !t.room.code && (status < 400 || status >= 500) &&
+                 t.done > t.base;
     } else if (fsync(t.fd)) {
         out = err_set(e, ERR_IO, "%s: %s", partial, strerror(errno));
     }

@@ -1,5 +1,5 @@
-/* download.h - one file over HTTP(S) to disk: resumed, watched, checked. Blocking; for a thread that
- * may wait. */
+/* download.h - one file over HTTP(S) to disk: resumed, watched, checked. Blocking; for a thread
+ * that may wait. */
 #pragma once
 
 #include <stdbool.h>
@@ -10,9 +10,9 @@
 
 struct download {
     const char *url;
-    const char *path;        /* final name; data gathers in "<path>.partial", kept for a resume */
-    const char *sha256;      /* 64 hex digits, or NULL: not checked */
-    const char *bearer;      /* token for the first host only, or NULL */
+    const char *path;   /* final name; data gathers in "<path>.partial", kept for a resume */
+    const char *sha256; /* 64 hex digits, or NULL: not checked */
+    const char *bearer; /* token for the first host only, or NULL */
     int64_t stall_ms;
     bool (*progress)(void *arg, uint64_t done, uint64_t total); /* false cancels; may be NULL */
     void *progress_arg;

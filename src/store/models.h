@@ -2,7 +2,8 @@
  *
  * A model is named NAME or NAME:TAG ("smollm2:135m"; the tag defaults to "latest") and lives in
  * <dir>/NAME/TAG.gguf. Anything with a slash or ending in .gguf is a path. Files arrive complete or
- * not at all: a download goes to a temporary name, is checked against its SHA-256 and then renamed. */
+ * not at all: a download goes to a temporary name, is checked against its SHA-256 and then renamed.
+ */
 #pragma once
 
 #include <stdbool.h>
@@ -23,7 +24,8 @@ extern const char models_default[];
  * name that is none. */
 int models_path(const char *dir, const char *name, struct buf *path, struct err *e);
 
-/* Splits "name[:tag]" and checks its characters (letters, digits, '.', '_', '-'; no leading dot). */
+/* Splits "name[:tag]" and checks its characters (letters, digits, '.', '_', '-'; no leading dot).
+ */
 int models_parse(const char *text, char name[64], char tag[64], struct err *e);
 
 struct model_file {
@@ -44,12 +46,12 @@ void model_list_release(struct model_list *l);
 
 struct fetch_opts {
     const char *dir;
-    int64_t stall_ms;          /* a transfer without a byte for so long is given up */
-    const char *hf_endpoint;   /* NULL: $HF_ENDPOINT or https://huggingface.co */
+    int64_t stall_ms;            /* a transfer without a byte for so long is given up */
+    const char *hf_endpoint;     /* NULL: $HF_ENDPOINT or https://huggingface.co */
     const char *ollama_endpoint; /* NULL: https://registry.ollama.ai */
-    struct watch *watch;       /* may be NULL */
-    /* Called several times a second on the calling thread, `what` naming model and source. Returning
-     * false cancels with ERR_CANCELED. May be NULL. */
+    struct watch *watch;         /* may be NULL */
+    /* Called several times a second on the calling thread, `what` naming model and source.
+     * Returning false cancels with ERR_CANCELED. May be NULL. */
     bool (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
     void *progress_arg;
 };

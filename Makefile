@@ -1,0 +1,56 @@
+# A thin front to Meson. `make help` lists the targets.
+BUILD ?= build
+MODEL ?= smollm2:135m
+SERVE ?=
+
+.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean
+
+all: setup $(BUILD)/build.ninja ## build build/terrace
+	ninja -C $(BUILD)
+
+help: ## this page
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup:
+	@tools/setup.sh build
+
+$(BUILD)/build.ninja:
+	meson setup $(BUILD)
+
+serve: all ## fetch the default model if needed and serve it on 127.0.0.1:11403
+	$(BUILD)/terrace serve --model $(MODEL) $(SERVE)
+
+test: ## set up, build and run every test; ends with "N passed, N failed"
+	@tools/setup.sh test
+	@python3 tests/run.py
+
+test-unit: all ## unit and model tests only, release build
+	meson test -C $(BUILD) --print-errorlogs
+
+test-asan: ## unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tools/setup.sh test
+	@python3 tests/run.py asan
+
+test-tsan: ## threaded tests under ThreadSanitizer
+	@tools/setup.sh test
+	@python3 tests/run.py tsan
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (600) each
+	@tools/setup.sh test
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} python3 tests/run.py fuzz
+
+bench: all ## speed of kernels and engine, with the share of the machine's roof
+	bench/run.py
+
+bench-peers: all ## the same files in llama-cpp-python, side by side
+	bench/peers.py
+
+lint: ## layers, format
+	@tools/layers.py
+	@git ls-files '*.c' '*.h' | xargs clang-format-14 --dry-run --Werror
+
+format: ## clang-format the tree
+	git ls-files '*.c' '*.h' | xargs clang-format-14 -i
+
+clean:
+	rm -rf build build-*
