@@ -11,11 +11,12 @@
 #define EACH_BLOCK(b, type, elems)                                                                 \
     for (struct type *b = blocks, *end = b + n / (elems); b < end; b++, in += (elems))
 
-/* The whole number nearest to x * inverse, within lo..hi. NaN gives lo. */
+/* The whole number nearest to x * inverse, within lo..hi; halves go up, as in the reference, which
+ * adds the half before it truncates. NaN gives lo. */
 static int quantum(float x, float inverse, int lo, int hi)
 {
-    float v = rintf(x * inverse);
-    return v > (float)lo ? (v < (float)hi ? (int)v : hi) : lo;
+    float above = floorf(x * inverse + (0.5f - (float)lo));
+    return above > 0 ? (above < (float)(hi - lo) ? (int)above + lo : hi) : lo;
 }
 
 /* 0 where the inverse would be infinite. */
@@ -145,7 +146,7 @@ void encode_q8_0(const float *in, size_t n, void *blocks)
     {
         float d = fabsf(extreme(in, 32)) / 127, inverse = inverse_of(d);
         for (int i = 0; i < 32; i++)
-            b->qs[i] = (int8_t)quantum(in[i], inverse, -127, 127);
+            b->qs[i] = (int8_t)fmaxf(-127, roundf(in[i] * inverse)); /* halves away from zero */
         b->d = f32_to_f16(d);
     }
 }
