@@ -23,6 +23,8 @@ enum { LOAD_MAX_CONTEXTS = 32, LOAD_MIN_CTX = 128, LOAD_TEMPLATE_MAX_BYTES = 1 <
 bool load_show_progress(void *arg, const char *what, uint64_t done, uint64_t total)
 {
     struct load_progress *p = arg;
+    if (!total) /* a stage without a measure has no bar */
+        return true;
     if (strcmp(p->what, what)) {
         progress_end(&p->bar);
         snprintf(p->what, sizeof p->what, "%s", what);
@@ -137,9 +139,7 @@ struct pack_progress {
 static bool on_pack(void *arg, size_t done, size_t total)
 {
     struct pack_progress *p = arg;
-    if (p->hooks->load_watch)
-        watch_beat(p->hooks->load_watch);
-    return !p->hooks->progress || p->hooks->progress(p->hooks->arg, p->what, done, total);
+    return p->hooks->progress(p->hooks->arg, p->what, done, total);
 }
 
 static int bind_model(struct loaded *l, const struct load_options *o,
@@ -177,7 +177,6 @@ static int fetch(struct loaded *l, const struct load_options *o, const struct lo
     struct fetch_opts f = {
         .dir = o->model_dir ? o->model_dir : cli_models_dir(&l->arena),
         .stall_ms = o->stall_ms,
-        .watch = hooks->download_watch,
         .progress = hooks->progress,
         .progress_arg = hooks->arg,
     };
@@ -194,8 +193,11 @@ int load_model(struct loaded *l, const char *name, const struct load_options *o,
     *l = (struct loaded){0};
     l->name = arena_strdup(&l->arena, str_of(name));
     int rc = fetch(l, o, hooks, e);
-    if (hooks->load_watch)
-        watch_start(hooks->load_watch, o->load_deadline_ms);
+    if (rc == 0) {
+        const char *what = arena_printf(&l->arena, "loading %s", name);
+        if (!hooks->progress(hooks->arg, what, 0, 0))
+            rc = err_set(e, ERR_CANCELED, "%s was canceled", what);
+    }
     if (rc == 0)
         rc = gguf_open(&l->gguf, l->path, e);
     if (rc == 0)
@@ -204,8 +206,6 @@ int load_model(struct loaded *l, const char *name, const struct load_options *o,
         rc = load_template(l, o->chat_template, e);
     if (rc == 0)
         rc = bind_model(l, o, hooks, e);
-    if (hooks->load_watch)
-        watch_stop(hooks->load_watch);
     if (rc)
         load_release(l);
     return rc;

@@ -5,7 +5,6 @@
 #include "base/opt.h"
 #include "base/pool.h"
 #include "base/progress.h"
-#include "base/watch.h"
 #include "chat/template.h"
 #include "engine/engine.h"
 #include "gguf/gguf.h"
@@ -153,12 +152,12 @@ struct loaded {
     struct arena arena;
 };
 
-/* What a load tells about itself while it runs, on the loading thread. */
+/* What a load tells about itself while it runs, on the loading thread: which stage it is in
+ * ("smollm2:135m from PyPI", "loading smollm2:135m", "packing smollm2:135m") and how far it is;
+ * total 0 is not known. Returning false cancels. */
 struct load_hooks {
-    bool (*progress)(void *arg, const char *what, uint64_t done,
-                     uint64_t total); /* false cancels */
+    bool (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
     void *arg;
-    struct watch *download_watch, *load_watch; /* may be NULL */
 };
 
 /* Fetches the model if it is not here, maps, binds and packs it, and plans its memory. On error

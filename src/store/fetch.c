@@ -74,8 +74,6 @@ struct fetch {
 static bool on_bytes(void *arg, uint64_t done, uint64_t total)
 {
     struct fetch *f = arg;
-    if (f->o->watch)
-        watch_beat(f->o->watch);
     return !f->o->progress || f->o->progress(f->o->progress_arg, f->what, done, total);
 }
 
@@ -430,11 +428,7 @@ int models_fetch(const char *name, const struct fetch_opts *o, struct buf *path,
             for (size_t i = 0; i < ARRAY_LEN(catalog); i++)
                 if (strcmp(catalog[i].name, name) == 0)
                     f.entry = &catalog[i];
-            if (o->watch)
-                watch_start(o->watch, o->stall_ms * 2);
             rc = try_sources(&f, e);
-            if (o->watch)
-                watch_stop(o->watch);
             buf_release(&f.tried);
         }
         if (lock >= 0) {

@@ -12,7 +12,6 @@
 
 #include "base/buf.h"
 #include "base/err.h"
-#include "base/watch.h"
 
 /* $TERRACE_MODELS, or ~/.terrace/models. Appends to out. */
 void models_dir(struct buf *out);
@@ -49,7 +48,6 @@ struct fetch_opts {
     int64_t stall_ms;            /* a transfer without a byte for so long is given up */
     const char *hf_endpoint;     /* NULL: $HF_ENDPOINT or https://huggingface.co */
     const char *ollama_endpoint; /* NULL: https://registry.ollama.ai */
-    struct watch *watch;         /* may be NULL */
     /* Called several times a second on the calling thread, `what` naming model and source.
      * Returning false cancels with ERR_CANCELED. May be NULL. */
     bool (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);

@@ -1,0 +1,225 @@
+/* cmd_serve.c - terrace serve: the port opens at once, the model loads beside it. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "cli/cli.h"
+#include "cli/load.h"
+#include "server/server.h"
+#include "store/models.h"
+
+struct serve_options {
+    struct load_options load;
+    const char *config, *model, *host, *tls_cert, *tls_key;
+    int64_t port, drain_ms, max_connections;
+    uint64_t max_body;
+    int log_level, log_format;
+    bool check_config, insecure;
+};
+
+static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
+static const char *const log_formats[] = {"text", "json", NULL};
+
+#define AT(field) offsetof(struct serve_options, field)
+static const struct opt opts[] = {
+    {"model", OPT_STR, AT(model), models_default, "NAME|FILE",
+     "The model to serve: a name (fetched if it is not here) or a .gguf file.", .letter = 'm'},
+    {"config", OPT_STR, AT(config), NULL, "FILE",
+     "A YAML file of options; its keys are the long names on this page. (TERRACE_CONFIG)",
+     .letter = 'c', .cli_only = true},
+    {"check-config", OPT_BOOL, AT(check_config), NULL, NULL,
+     "Check flags, environment and file, print the values in force and end.", .cli_only = true},
+    {"host", OPT_STR, AT(host), "127.0.0.1", "ADDRESS", "The address to listen on."},
+    {"port", OPT_INT, AT(port), "11403", "N", "The port to listen on; 0 takes a free one.",
+     .min = 0, .max = 65535, .letter = 'p'},
+    {"insecure", OPT_BOOL, AT(insecure), NULL, NULL,
+     "Listen on an address that other machines reach, although anybody may then use the service."},
+    {"tls-cert", OPT_STR, AT(tls_cert), NULL, "FILE", "Certificate chain in PEM: serve HTTPS."},
+    {"tls-key", OPT_STR, AT(tls_key), NULL, "FILE", "Private key of the certificate, in PEM."},
+    LOAD_OPTS(AT(load)),
+    {"max-body", OPT_BYTES, AT(max_body), "64MiB", "SIZE", "Largest request body.", .min = 1024,
+     .max = 0x1p32},
+    {"max-connections", OPT_INT, AT(max_connections), "10000", "N", "Most open connections.",
+     .min = 1, .max = 1000000},
+    {"drain", OPT_MS, AT(drain_ms), "30s", "TIME",
+     "At the end, how long running requests may go on.", .min = 0, .max = 86400e3},
+    {"log-level", OPT_ENUM, AT(log_level), "info", "LEVEL", "What is logged.",
+     .choices = log_levels},
+    {"log-format", OPT_ENUM, AT(log_format), "text", "FORMAT", "How it is logged.",
+     .choices = log_formats},
+    {NULL},
+};
+
+/* A service under way. The loading thread fills in model and engine; the main thread reads them
+ * after joining it. */
+struct service {
+    const struct serve_options *o;
+    struct server *server;
+    struct loaded model;
+    struct engine *engine;
+    struct err failure; /* why there is no model */
+    bool canceled;      /* the end was asked for while the model was loading */
+    struct server_watch *watch;
+    char stage[160]; /* what the watch is about */
+    struct load_progress bar;
+};
+
+/* A stage of the load: the bar for people, the watch for /health. */
+static bool on_progress(void *arg, const char *what, uint64_t done, uint64_t total)
+{
+    struct service *s = arg;
+    if (strcmp(s->stage, what)) {
+        server_watch_end(s->watch, NULL);
+        snprintf(s->stage, sizeof s->stage, "%s", what);
+        s->watch = server_watch_begin(s->server, what, s->o->load.load_deadline_ms);
+    }
+    server_watch_progress(s->watch, done, total);
+    load_show_progress(&s->bar, what, done, total);
+    return !__atomic_load_n(&s->canceled, __ATOMIC_RELAXED);
+}
+
+static int64_t modified(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 ? st.st_mtime : 0;
+}
+
+static void *load_thread(void *arg)
+{
+    struct service *s = arg;
+    struct load_hooks hooks = {on_progress, s};
+    struct err *e = &s->failure;
+    int rc = load_model(&s->model, s->o->model, &s->o->load, &hooks, e);
+    if (rc == 0)
+        rc = load_engine(&s->model, &s->o->load, server_sink, s->server, &s->engine, e);
+    load_progress_end(&s->bar);
+    server_watch_end(s->watch, rc ? e : NULL);
+    if (rc) {
+        server_stop(s->server);
+        return NULL;
+    }
+    struct server_model m = {
+        .name = s->model.name,
+        .engine = s->engine,
+        .tokenizer = s->model.tokenizer,
+        .chat_template = s->model.template,
+        .n_ctx = s->model.n_ctx,
+        .info = model_info(s->model.model),
+        .created_unix_s = modified(s->model.path),
+    };
+    server_attach(s->server, &m);
+    log_info("serve", "ready: %s on http%s://%s:%d", m.name, s->o->tls_cert ? "s" : "", s->o->host,
+             server_port(s->server));
+    return NULL;
+}
+
+/* SIGINT and SIGTERM end the service; SIGUSR1, from the main thread, ends the waiting. */
+static void *signal_thread(void *arg)
+{
+    struct service *s = arg;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGUSR1);
+    for (int sig; sigwait(&set, &sig) == 0 && sig != SIGUSR1;) {
+        log_info("serve", "%s: finishing the running requests (again: end at once)",
+                 sig == SIGINT ? "interrupted" : "asked to end");
+        __atomic_store_n(&s->canceled, true, __ATOMIC_RELAXED);
+        server_stop(s->server);
+    }
+    return NULL;
+}
+
+static bool is_loopback(const char *host)
+{
+    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 ||
+           strcmp(host, "localhost") == 0;
+}
+
+static int open_server(struct service *s, struct err *e)
+{
+    const struct serve_options *o = s->o;
+    if (!is_loopback(o->host) && !o->insecure)
+        return err_param(e, ERR_DENIED, "host",
+                         "listening on %s lets every machine that reaches it use the service; say "
+                         "--insecure if that is wanted, or listen on 127.0.0.1",
+                         o->host);
+    struct server_opts so = {
+        .http = http_server_defaults(),
+        .version = cli_version,
+        .drain_ms = o->drain_ms,
+    };
+    so.http.host = o->host;
+    so.http.port = (int)o->port;
+    so.http.cert_file = o->tls_cert;
+    so.http.key_file = o->tls_key;
+    so.http.max_body_bytes = o->max_body;
+    so.http.max_connections = (int)o->max_connections;
+    return server_new(&s->server, &so, e);
+}
+
+static int serve(const struct command *c, const struct serve_options *o)
+{
+    struct service s = {.o = o};
+    struct err e = {0};
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &set, NULL); /* threads inherit it */
+    if (open_server(&s, &e))
+        return cli_fail(c, &e);
+    pthread_t loader, signals;
+    if (pthread_create(&signals, NULL, signal_thread, &s) ||
+        pthread_create(&loader, NULL, load_thread, &s))
+        BUG("no thread to load the model on");
+    server_run(s.server);
+    __atomic_store_n(&s.canceled, true, __ATOMIC_RELAXED);
+    pthread_join(loader, NULL);
+    pthread_kill(signals, SIGUSR1);
+    pthread_join(signals, NULL);
+    engine_free(s.engine);
+    server_free(s.server);
+    if (!s.failure.code)
+        load_release(&s.model);
+    return s.failure.code && s.failure.code != ERR_CANCELED ? cli_fail(c, &s.failure) : EXIT_OK;
+}
+
+static int run(const struct command *c, int argc, char **argv)
+{
+    struct serve_options o = {0};
+    struct arena arena = {0};
+    int n_words, status = cli_options(c, &o, &arena, argc, argv, 0, &n_words);
+    if (status < 0 && o.check_config) {
+        opt_print(&(struct opt_set){opts, &o, &arena}, stdout);
+        status = EXIT_OK;
+    }
+    if (status < 0) {
+        log_init((enum log_level)o.log_level, o.log_format == 1);
+        status = serve(c, &o);
+    }
+    arena_release(&arena);
+    return status;
+}
+
+const struct command cmd_serve = {
+    .name = "serve",
+    .usage = "terrace serve [OPTIONS]",
+    .summary = "serve a model over HTTP",
+    .details =
+        "The port answers at once; until the model is loaded, requests get 503 and /health tells\n"
+        "how far it is. SIGINT or SIGTERM lets running requests finish.\n\n"
+        "  terrace serve --model smollm2:135m\n"
+        "  curl http://127.0.0.1:11403/v1/chat/completions -d '{\n"
+        "    \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'\n",
+    .opts = opts,
+    .run = run,
+};
