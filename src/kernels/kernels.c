@@ -64,12 +64,24 @@ static bool can_scalar(void)
     return true;
 }
 
+#if defined(__x86_64__)
+static bool can_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
 /* Best first. */
 static const struct {
     const struct kernels *kernels;
     bool (*usable)(void);
     const char *needs;
 } choices[] = {
+#if defined(__x86_64__)
+    {&kernels_avx512, can_avx512, "AVX-512 with VNNI and BF16"},
+#endif
     {&kernels_scalar, can_scalar, "nothing"},
 };
 

@@ -188,6 +188,10 @@ struct kernels {
     void (*axpy)(float *x, float a, const float *y, int n); /* x += a y */
     void (*silu_mul)(const float *gate, const float *up, int n, float *out);
     void (*softmax)(float *x, int n); /* in place */
+
+    /* Does `rounds` rounds of independent 8-bit products and nothing else; returns how many
+     * multiply-adds that was. For roof.h. */
+    int64_t (*dot_rounds)(int64_t rounds);
 };
 
 /* "auto" (or NULL) takes the best for this processor. NULL with e filled in for an unknown name or

@@ -198,7 +198,7 @@ void scalar_matmul(const struct matmul *j, int tile_begin, int tile_end)
 /* --- small operations ---------------------------------------------------------------------------
  */
 
-static void scalar_rmsnorm(const float *x, const float *weight, float eps, int n, float *out)
+void scalar_rmsnorm(const float *x, const float *weight, float eps, int n, float *out)
 {
     double sum = 0;
     for (int i = 0; i < n; i++)
@@ -208,8 +208,8 @@ static void scalar_rmsnorm(const float *x, const float *weight, float eps, int n
         out[i] = x[i] * scale * weight[i];
 }
 
-static void scalar_rope(float *x, int n_heads, int head_dim, int n_rot, const float *cos_sin,
-                        enum rope_style style)
+void scalar_rope(float *x, int n_heads, int head_dim, int n_rot, const float *cos_sin,
+                 enum rope_style style)
 {
     for (int h = 0; h < n_heads; h++, x += head_dim)
         for (int i = 0; i < n_rot / 2; i++) {
@@ -220,25 +220,25 @@ static void scalar_rope(float *x, int n_heads, int head_dim, int n_rot, const fl
         }
 }
 
-static void scalar_add(float *x, const float *y, int n)
+void scalar_add(float *x, const float *y, int n)
 {
     for (int i = 0; i < n; i++)
         x[i] += y[i];
 }
 
-static void scalar_axpy(float *x, float a, const float *y, int n)
+void scalar_axpy(float *x, float a, const float *y, int n)
 {
     for (int i = 0; i < n; i++)
         x[i] += a * y[i];
 }
 
-static void scalar_silu_mul(const float *gate, const float *up, int n, float *out)
+void scalar_silu_mul(const float *gate, const float *up, int n, float *out)
 {
     for (int i = 0; i < n; i++)
         out[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
 }
 
-static void scalar_softmax(float *x, int n)
+void scalar_softmax(float *x, int n)
 {
     float max = -INFINITY, sum = 0;
     for (int i = 0; i < n; i++)
@@ -247,6 +247,19 @@ static void scalar_softmax(float *x, int n)
         sum += x[i] = expf(x[i] - max);
     for (int i = 0; i < n; i++)
         x[i] /= sum;
+}
+
+int64_t scalar_dot_rounds(int64_t rounds)
+{
+    int32_t sums[16] = {0};
+    int8_t a[16] = {1, 2, 3}, b[16] = {4, 5, 6};
+    for (int64_t i = 0; i < rounds; i++) {
+        for (int j = 0; j < 16; j++)
+            sums[j] += a[j] * b[j];
+        __asm__ volatile("" : "+m"(a), "+m"(b));
+    }
+    __asm__ volatile("" ::"m"(sums));
+    return rounds * 16;
 }
 
 const struct kernels kernels_scalar = {
@@ -262,4 +275,5 @@ const struct kernels kernels_scalar = {
     .axpy = scalar_axpy,
     .silu_mul = scalar_silu_mul,
     .softmax = scalar_softmax,
+    .dot_rounds = scalar_dot_rounds,
 };

@@ -11,3 +11,11 @@ void scalar_kv_write(const struct kv_layout *kv, void *block, int slot, const fl
 void scalar_attention(const struct attention *a, void *scratch);
 void scalar_attention_merge(const float *const *parts, int n_parts, int n_rows, int head_dim,
                             float *out, size_t out_stride);
+void scalar_rmsnorm(const float *x, const float *weight, float eps, int n, float *out);
+void scalar_rope(float *x, int n_heads, int head_dim, int n_rot, const float *cos_sin,
+                 enum rope_style style);
+void scalar_add(float *x, const float *y, int n);
+void scalar_axpy(float *x, float a, const float *y, int n);
+void scalar_silu_mul(const float *gate, const float *up, int n, float *out);
+void scalar_softmax(float *x, int n);
+int64_t scalar_dot_rounds(int64_t rounds);

@@ -1,0 +1,181 @@
+/* Speed of each kernel beside the roof measured in the same minute.
+ *
+ *   bench-kernels [--isa NAME] [--threads N] [--rows N] [--cols N] [--rounds N] [TYPE ...]
+ *
+ * Products: a matrix far larger than the caches is multiplied for n tokens; GB/s is what of it
+ * comes from memory, GMAC/s its arithmetic, and "share" the larger of the two as a share of its
+ * roof. The kinds take turns, and each figure is the median of its rounds: other work on the
+ * machine moves all alike. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/pool.h"
+#include "base/rng.h"
+#include "kernels/kernels.h"
+#include "kernels/roof.h"
+
+static const int token_counts[] = {1, 2, 4, 6, 8, 16, 32, 128, 512};
+enum { COUNTS = ARRAY_LEN(token_counts), MAX_ROUNDS = 99, MAX_TOKENS = 512 };
+
+struct bench {
+    struct pool *pool;
+    const struct kernels *k;
+    int rows, cols, rounds;
+    double dot_roof, dram_roof;
+};
+
+struct product_job {
+    const struct kernels *k;
+    const struct matmul *m;
+    const float *x;
+};
+
+static void product(void *arg, int ith, int nth)
+{
+    struct product_job *j = arg;
+    int tiles = packed_tiles(j->m->w);
+    j->k->matmul(j->m, (int)((int64_t)tiles * ith / nth), (int)((int64_t)tiles * (ith + 1) / nth));
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, int n)
+{
+    qsort(x, (size_t)n, sizeof *x, by_size);
+    return x[n / 2];
+}
+
+/* A matrix of valid blocks: one tile's worth of encoded random rows, repeated. */
+static void *make_matrix(struct packed_matrix *m, enum ttype type, int rows, int cols)
+{
+    struct err e = {0};
+    if (packed_init(m, type, rows, cols, &e)) {
+        fprintf(stderr, "bench-kernels: %s\n", e.msg);
+        exit(1);
+    }
+    struct rng r;
+    rng_seed(&r, 1);
+    size_t n = (size_t)KERNEL_TILE * (size_t)cols;
+    float *x = xmalloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = rng_normal(&r) * 0.05f;
+    void *blocks = xmalloc(ttype_row_bytes(type, n));
+    ttype_info(type)->encode(x, n, blocks);
+    char *data = mem_alloc_big(packed_bytes(m));
+    if (!data) {
+        fprintf(stderr, "bench-kernels: not enough memory\n");
+        exit(1);
+    }
+    packed_fill(m, data, blocks, 0, 1);
+    for (int t = 1; t < packed_tiles(m); t++)
+        memcpy(data + (size_t)t * m->tile_bytes, data, m->tile_bytes);
+    free(blocks);
+    free(x);
+    m->data = data;
+    return data;
+}
+
+static void fill_job(void *arg, int ith, int nth)
+{
+    struct product_job *j = arg;
+    j->k->act_fill(j->m->x, j->x, (size_t)j->m->x->n_cols, ith, nth);
+}
+
+static void bench_type(const struct bench *b, enum ttype type)
+{
+    struct packed_matrix m;
+    void *data = make_matrix(&m, type, b->rows, b->cols);
+    size_t nx = (size_t)MAX_TOKENS * (size_t)b->cols;
+    float *x = xmalloc(nx * sizeof *x);
+    struct rng r;
+    rng_seed(&r, 2);
+    for (size_t i = 0; i < nx; i++)
+        x[i] = rng_normal(&r);
+    float *out = xcalloc((size_t)MAX_TOKENS * (size_t)b->rows, sizeof *out);
+    enum act_type at = packed_act_type(&m);
+    size_t act = act_bytes(at, b->cols, MAX_TOKENS);
+    void *memory = mem_alloc_big(act);
+    double took[COUNTS][MAX_ROUNDS];
+    for (int round = 0; round < b->rounds; round++)
+        for (int c = 0; c < COUNTS; c++) {
+            struct act a = {at, b->cols, token_counts[c], memory};
+            struct matmul j = {&m, NULL, &a, out, (size_t)b->rows, NULL, false};
+            struct product_job job = {b->k, &j, x};
+            pool_run(b->pool, fill_job, &job);
+            int64_t begin = clock_ns();
+            pool_run(b->pool, product, &job);
+            took[c][round] = (double)(clock_ns() - begin);
+        }
+    for (int c = 0; c < COUNTS; c++) {
+        double ns = median(took[c], b->rounds);
+        double gb = (double)packed_bytes(&m) / ns;
+        double gmac = (double)b->rows * b->cols * token_counts[c] / ns;
+        double share = gb / b->dram_roof, dot = gmac / b->dot_roof;
+        printf("%-7s %4d tokens %7.1f GB/s %3.0f%% %7.1f GMAC/s %3.0f%%\n", ttype_info(type)->name,
+               token_counts[c], gb, 100 * share, gmac, 100 * dot);
+    }
+    fflush(stdout);
+    mem_free_big(memory, act);
+    mem_free_big(data, packed_bytes(&m));
+    free(out);
+    free(x);
+}
+
+static bool wanted(int argc, char **argv, int first, const char *name)
+{
+    bool any = first == argc;
+    for (int i = first; i < argc; i++)
+        any |= !strcmp(argv[i], name);
+    return any;
+}
+
+int main(int argc, char **argv)
+{
+    struct bench b = {.rows = 16384, .cols = 3072, .rounds = 9};
+    const char *isa = "auto";
+    int threads = 0, first = 1;
+    for (; first + 1 < argc && !strncmp(argv[first], "--", 2); first += 2) {
+        const char *value = argv[first + 1];
+        if (!strcmp(argv[first], "--isa"))
+            isa = value;
+        else if (!strcmp(argv[first], "--threads"))
+            threads = atoi(value);
+        else if (!strcmp(argv[first], "--rows"))
+            b.rows = atoi(value);
+        else if (!strcmp(argv[first], "--cols"))
+            b.cols = atoi(value);
+        else if (!strcmp(argv[first], "--rounds"))
+            b.rounds = atoi(value);
+    }
+    if (b.rounds < 1 || b.rounds > MAX_ROUNDS || b.rows < 1 || b.cols < 32) {
+        fprintf(stderr, "bench-kernels: rounds must be 1 to %d\n", MAX_ROUNDS);
+        return 2;
+    }
+    struct err e = {0};
+    b.k = kernels_select(isa, &e);
+    if (!b.k || pool_new(&b.pool, threads, &e)) {
+        fprintf(stderr, "bench-kernels: %s\n", e.msg);
+        return 1;
+    }
+    b.dot_roof = roof_dot(b.pool, b.k);
+    b.dram_roof = roof_dram(b.pool);
+    printf("%s, %d threads: roofs %.0f GMAC/s, %.1f GB/s; %d x %d\n", b.k->name,
+           pool_threads(b.pool), b.dot_roof, b.dram_roof, b.rows, b.cols);
+    static const enum ttype types[] = {TTYPE_Q4_0, TTYPE_Q4_K, TTYPE_Q6_K,   TTYPE_Q8_0,
+                                       TTYPE_Q4_1, TTYPE_Q5_0, TTYPE_Q5_1,   TTYPE_Q5_K,
+                                       TTYPE_Q2_K, TTYPE_Q3_K, TTYPE_IQ4_NL, TTYPE_IQ4_XS,
+                                       TTYPE_BF16, TTYPE_F16,  TTYPE_F32};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        if (wanted(argc, argv, first, ttype_info(types[i])->name))
+            bench_type(&b, types[i]);
+    printf("roof now %.0f GMAC/s, %.1f GB/s\n", roof_dot(b.pool, b.k), roof_dram(b.pool));
+    pool_free(b.pool);
+    return 0;
+}

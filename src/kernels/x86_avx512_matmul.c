@@ -1,0 +1,386 @@
+/* Products with AVX-512 VNNI and BF16.
+ *
+ * A pass multiplies a tile of 32 rows with a group of w tokens: 2 w sums of 16 rows in registers,
+ * weights unpacked on the way from the cache, four activations at a time broadcast by the load
+ * ports. While a tile is at work, its passes fetch the next tile into the second-level cache, so
+ * memory stays busy for any number of tokens. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "kernels/layout.h"
+#include "kernels/x86.h"
+#include "tensor/block.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* One pass: sums[i][row] for w tokens. Fetches ahead_step bytes from ahead on for every 32 columns.
+ */
+typedef void pass_fn(const uint8_t *tile, const uint8_t *x, int n_cols, const char *ahead,
+                     size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE]);
+
+/* As assembly: gcc 12 copies the accumulator of _mm512_dpbusd_epi32 around twice. */
+INLINE __m512i dot4(__m512i sum, __m512i u, __m512i q)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(q));
+    return sum;
+}
+
+INLINE __m512i load(const void *p)
+{
+    return _mm512_loadu_si512(p);
+}
+
+INLINE __m512 load_half(const void *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256(p));
+}
+
+INLINE __m512i broadcast4(const int8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return _mm512_set1_epi32(v);
+}
+
+/* Codes of four columns (number c4 of 32) of the half h of the rows. */
+INLINE __m512i codes_of(const struct layout l, const uint8_t *codes, int c4, int h)
+{
+    const uint8_t *low = codes + 64 * h, *high = low + 128 * l.low_bits;
+    __m512i u;
+    if (l.low_bits == 8)
+        return load(low + 128 * c4);
+    if (l.low_bits == 4)
+        u = _mm512_and_si512(_mm512_srli_epi32(load(low + c4 / 2 * 128), (unsigned)(c4 % 2 * 4)),
+                             _mm512_set1_epi8(15));
+    else
+        u = _mm512_and_si512(_mm512_srli_epi32(load(low + c4 / 4 * 128), (unsigned)(c4 % 4 * 2)),
+                             _mm512_set1_epi8(3));
+    if (l.high_bits) {
+        int in_byte = 8 / l.high_bits;
+        int shift = l.low_bits - c4 % in_byte * l.high_bits; /* to the left */
+        __m512i b = load(high + c4 / in_byte * 128);
+        b = shift >= 0 ? _mm512_slli_epi32(b, (unsigned)shift)
+                       : _mm512_srli_epi32(b, (unsigned)-shift);
+        char mask = (char)(((1 << l.high_bits) - 1) << l.low_bits);
+        u = _mm512_ternarylogic_epi32(u, b, _mm512_set1_epi8(mask), 0xf8); /* u | (b & mask) */
+    }
+    return u;
+}
+
+INLINE __m512i table_of(const struct layout l, __m512i u)
+{
+    if (!l.table)
+        return u;
+    __m128i t = _mm_xor_si128(_mm_loadu_si128((const __m128i *)iq4_values), _mm_set1_epi8(-128));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), u);
+}
+
+/* Scales of group g of a block, rows of half h. */
+INLINE __m512 scale_of(const struct layout l, const uint8_t *block, int g, int h)
+{
+    __m512 d = load_half(block + 32 * h);
+    if (!l.super)
+        return d;
+    __m128i sc = _mm_loadu_si128((const __m128i *)(block + (l.min ? 128 : 64) + 32 * g + 16 * h));
+    __m512i wide = l.min ? _mm512_cvtepu8_epi32(sc) : _mm512_cvtepi8_epi32(sc);
+    return _mm512_mul_ps(d, _mm512_cvtepi32_ps(wide));
+}
+
+/* What to add for each unit of the sum of activations. */
+INLINE __m512 min_of(const struct layout l, const uint8_t *block, int g, int h)
+{
+    __m512 m = load_half(block + 64 + 32 * h);
+    if (!l.super)
+        return m;
+    const uint8_t *mn = block + 128 + 32 * (256 / l.group) + 32 * g + 16 * h;
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)mn));
+    return _mm512_mul_ps(m, _mm512_sub_ps(_mm512_setzero_ps(), _mm512_cvtepi32_ps(wide)));
+}
+
+INLINE int log2_of(int power)
+{
+    return __builtin_ctz((unsigned)power);
+}
+
+/* Starts the integer sums of columns [16 * part, ...) at -zero * sum(q). */
+INLINE void start_sums(const struct layout l, const uint8_t *x, int part, int w, __m512i isum[2][6])
+{
+    const int32_t *n = l.group == 32 ? act_nsum((void *)x, w) : act_nhalf((void *)x, w) + part * w;
+    UNROLL
+    for (int i = 0; i < w; i++) {
+        __m512i v = _mm512_setzero_si512();
+        if (l.zero)
+            v = _mm512_slli_epi32(_mm512_set1_epi32(n[i]), (unsigned)log2_of(l.zero));
+        isum[0][i] = v;
+        isum[1][i] = v;
+    }
+}
+
+INLINE void add_sums(const struct layout l, const uint8_t *block, const uint8_t *x, int g, int part,
+                     int w, __m512i isum[2][6], __m512 acc[2][6])
+{
+    UNROLL
+    for (int h = 0; h < 2; h++) {
+        __m512 scale = scale_of(l, block, g, h);
+        UNROLL
+        for (int i = 0; i < w; i++) {
+            __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(act_scale((void *)x)[i]));
+            acc[h][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[h][i]), both, acc[h][i]);
+        }
+        if (!l.min)
+            continue;
+        __m512 min = min_of(l, block, g, h);
+        UNROLL
+        for (int i = 0; i < w; i++) {
+            float sum = act_dsum((void *)x, w)[i];
+            if (l.group == 16)
+                sum = act_scale((void *)x)[i] * (float)-act_nhalf((void *)x, w)[part * w + i];
+            acc[h][i] = _mm512_fmadd_ps(min, _mm512_set1_ps(sum), acc[h][i]);
+        }
+    }
+}
+
+/* 32 columns, part s of the block. */
+INLINE void pass_32(const struct layout l, const uint8_t *block, const uint8_t *codes,
+                    const uint8_t *x, int s, int w, __m512 acc[2][6])
+{
+    const int8_t *q = act_codes((void *)x, w);
+    int parts = 32 / l.group;
+    UNROLL
+    for (int part = 0; part < parts; part++) {
+        __m512i isum[2][6];
+        start_sums(l, x, part, w, isum);
+        UNROLL
+        for (int c4 = 8 / parts * part; c4 < 8 / parts * (part + 1); c4++) {
+            __m512i u0 = table_of(l, codes_of(l, codes, c4, 0));
+            __m512i u1 = table_of(l, codes_of(l, codes, c4, 1));
+            UNROLL
+            for (int i = 0; i < w; i++) {
+                __m512i v = broadcast4(q + (c4 * w + i) * 4);
+                isum[0][i] = dot4(isum[0][i], u0, v);
+                isum[1][i] = dot4(isum[1][i], u1, v);
+            }
+        }
+        add_sums(l, block, x, s * parts + part, part, w, isum, acc);
+    }
+}
+
+INLINE void fetch(const char *ahead, size_t step)
+{
+    for (size_t i = 0; i < step; i += 64)
+        _mm_prefetch(ahead + i, _MM_HINT_T1);
+}
+
+INLINE void store_sums(int w, __m512 acc[2][6], float sums[KERNEL_GROUP][KERNEL_TILE])
+{
+    UNROLL
+    for (int i = 0; i < w; i++) {
+        _mm512_storeu_ps(sums[i], acc[0][i]);
+        _mm512_storeu_ps(sums[i] + 16, acc[1][i]);
+    }
+}
+
+INLINE void pass_q8(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
+                    const char *ahead, size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE])
+{
+    const struct layout l = layout_of(type);
+    __m512 acc[2][6];
+    UNROLL
+    for (int i = 0; i < w; i++)
+        acc[0][i] = acc[1][i] = _mm512_setzero_ps();
+    for (int b = 0; b < n_cols / l.block; b++, tile += layout_block_bytes(&l)) {
+        const uint8_t *codes = tile + layout_header_bytes(&l);
+        for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
+            fetch(ahead, ahead_step);
+            pass_32(l, tile, codes, x, s, w, acc);
+            ahead += ahead_step;
+            x += ACT_Q8_BLOCK * w;
+        }
+    }
+    store_sums(w, acc, sums);
+}
+
+/* --- float weights: one column (or pair of columns) at a time -----------------------------------
+ */
+
+INLINE __m512 float_weights(enum ttype type, const uint8_t *p)
+{
+    return type == TTYPE_F32 ? _mm512_loadu_ps(p) : load_half(p);
+}
+
+INLINE void pass_float(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
+                       const char *ahead, size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE])
+{
+    size_t half = type == TTYPE_F32 ? 64 : 32;
+    __m512 acc[2][6];
+    UNROLL
+    for (int i = 0; i < w; i++)
+        acc[0][i] = acc[1][i] = _mm512_setzero_ps();
+    const float *v = (const float *)x;
+    for (int c = 0; c < n_cols; c++, tile += 2 * half, v += w) {
+        if (c % 32 == 0) {
+            fetch(ahead, ahead_step);
+            ahead += ahead_step;
+        }
+        __m512 w0 = float_weights(type, tile), w1 = float_weights(type, tile + half);
+        UNROLL
+        for (int i = 0; i < w; i++) {
+            acc[0][i] = _mm512_fmadd_ps(w0, _mm512_set1_ps(v[i]), acc[0][i]);
+            acc[1][i] = _mm512_fmadd_ps(w1, _mm512_set1_ps(v[i]), acc[1][i]);
+        }
+    }
+    store_sums(w, acc, sums);
+}
+
+INLINE void pass_bf16(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
+                      const char *ahead, size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE])
+{
+    (void)type;
+    __m512 acc[2][6];
+    UNROLL
+    for (int i = 0; i < w; i++)
+        acc[0][i] = acc[1][i] = _mm512_setzero_ps();
+    for (int c = 0; c < n_cols; c += 2, tile += 128, x += 4 * w) {
+        if (c % 32 == 0) {
+            fetch(ahead, ahead_step);
+            ahead += ahead_step;
+        }
+        __m512bh w0 = (__m512bh)load(tile), w1 = (__m512bh)load(tile + 64);
+        UNROLL
+        for (int i = 0; i < w; i++) {
+            __m512bh v = (__m512bh)broadcast4((const int8_t *)x + 4 * i);
+            acc[0][i] = _mm512_dpbf16_ps(acc[0][i], w0, v);
+            acc[1][i] = _mm512_dpbf16_ps(acc[1][i], w1, v);
+        }
+    }
+    store_sums(w, acc, sums);
+}
+
+/* --- one function for each type and group width --------------------------------------------------
+ */
+
+#define PASS(pass, name, type, w)                                                                  \
+    static void pass_##name##_##w(const uint8_t *tile, const uint8_t *x, int n_cols,               \
+                                  const char *ahead, size_t ahead_step,                            \
+                                  float sums[KERNEL_GROUP][KERNEL_TILE])                           \
+    {                                                                                              \
+        pass(type, w, tile, x, n_cols, ahead, ahead_step, sums);                                   \
+    }
+#define PASSES(pass, name, type)                                                                   \
+    PASS(pass, name, type, 1)                                                                      \
+    PASS(pass, name, type, 2)                                                                      \
+    PASS(pass, name, type, 3)                                                                      \
+    PASS(pass, name, type, 4)                                                                      \
+    PASS(pass, name, type, 5)                                                                      \
+    PASS(pass, name, type, 6)
+#define TYPES(X)                                                                                   \
+    X(pass_q8, q4_0, TTYPE_Q4_0)                                                                   \
+    X(pass_q8, q4_1, TTYPE_Q4_1)                                                                   \
+    X(pass_q8, q5_0, TTYPE_Q5_0)                                                                   \
+    X(pass_q8, q5_1, TTYPE_Q5_1)                                                                   \
+    X(pass_q8, q8_0, TTYPE_Q8_0)                                                                   \
+    X(pass_q8, q2_k, TTYPE_Q2_K)                                                                   \
+    X(pass_q8, q3_k, TTYPE_Q3_K)                                                                   \
+    X(pass_q8, q4_k, TTYPE_Q4_K)                                                                   \
+    X(pass_q8, q5_k, TTYPE_Q5_K)                                                                   \
+    X(pass_q8, q6_k, TTYPE_Q6_K)                                                                   \
+    X(pass_q8, iq4_nl, TTYPE_IQ4_NL)                                                               \
+    X(pass_q8, iq4_xs, TTYPE_IQ4_XS)                                                               \
+    X(pass_float, f32, TTYPE_F32)                                                                  \
+    X(pass_float, f16, TTYPE_F16)                                                                  \
+    X(pass_bf16, bf16, TTYPE_BF16)
+TYPES(PASSES)
+
+#define ROW(pass, name, type)                                                                      \
+    [type] = {pass_##name##_1, pass_##name##_2, pass_##name##_3,                                   \
+              pass_##name##_4, pass_##name##_5, pass_##name##_6},
+static pass_fn *const passes[TTYPE_BF16 + 1][KERNEL_GROUP] = {TYPES(ROW)};
+
+/* --- the job ------------------------------------------------------------------------------------
+ */
+
+typedef float tile_sums[KERNEL_GROUP][KERNEL_TILE];
+
+/* What a pass over `tile` fetches ahead: its share of the next tile, or nothing after the last. */
+struct ahead {
+    const char *at;
+    size_t step; /* for each 32 columns */
+};
+
+static struct ahead ahead_of(const struct packed_matrix *m, int tile, int tile_end, int g,
+                             int groups)
+{
+    if (tile + 1 >= tile_end)
+        return (struct ahead){m->data, 0};
+    size_t units = (size_t)((m->n_cols + 31) / 32) * (size_t)groups;
+    size_t step = (m->tile_bytes + units - 1) / units;
+    step = (step + 63) / 64 * 64;
+    size_t begin = step * ((size_t)((m->n_cols + 31) / 32) * (size_t)g);
+    if (begin >= m->tile_bytes)
+        return (struct ahead){m->data, 0};
+    return (struct ahead){(const char *)m->data + (size_t)(tile + 1) * m->tile_bytes + begin, step};
+}
+
+static void run_pass(const struct packed_matrix *m, const struct act *a, int tile, int tile_end,
+                     int g, int groups, tile_sums sums)
+{
+    int first = act_group_begin(a->n_tokens, g);
+    int w = act_group_begin(a->n_tokens, g + 1) - first;
+    struct ahead ahead = ahead_of(m, tile, tile_end, g, groups);
+    const uint8_t *data = (const uint8_t *)m->data + (size_t)tile * m->tile_bytes;
+    const uint8_t *x = (const uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
+    passes[m->type][w - 1](data, x, m->n_cols, ahead.at, ahead.step, sums);
+}
+
+static void store_rows(const struct matmul *j, int tile, int first, int w, tile_sums sums)
+{
+    int row = tile * KERNEL_TILE, left = j->w->n_rows - row;
+    uint32_t rows = left >= KERNEL_TILE ? ~0u : (1u << left) - 1;
+    for (int h = 0; h < 2; h++) {
+        __mmask16 mask = (__mmask16)(rows >> 16 * h);
+        __m512 bias = _mm512_setzero_ps();
+        if (j->bias)
+            bias = _mm512_maskz_loadu_ps(mask, j->bias + row + 16 * h);
+        for (int i = 0; i < w; i++) {
+            float *out = j->out + (size_t)(first + i) * j->out_stride + row + 16 * h;
+            __m512 v = _mm512_add_ps(_mm512_loadu_ps(sums[i] + 16 * h), bias);
+            if (j->add)
+                v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, out));
+            _mm512_mask_storeu_ps(out, mask, v);
+        }
+    }
+}
+
+void avx512_matmul(const struct matmul *j, int tile_begin, int tile_end)
+{
+    BUG_ON(j->w->n_cols != j->x->n_cols || packed_act_type(j->w) != j->x->type);
+    int n = j->x->n_tokens, groups = act_groups(n);
+    for (int t = tile_begin; t < tile_end; t++)
+        for (int g = 0; g < groups; g++) {
+            int first = act_group_begin(n, g), w = act_group_begin(n, g + 1) - first;
+            tile_sums sums, gate;
+            run_pass(j->w, j->x, t, tile_end, g, groups, sums);
+            if (j->gate) {
+                run_pass(j->gate, j->x, t, tile_end, g, groups, gate);
+                avx512_silu_mul(gate[0], sums[0], w * KERNEL_TILE, sums[0]);
+            }
+            store_rows(j, t, first, w, sums);
+        }
+}
+
+int64_t avx512_dot_rounds(int64_t rounds)
+{
+    enum { SUMS = 16 };
+    __m512i sums[SUMS], u = _mm512_set1_epi8(3), q = _mm512_set1_epi8(-5);
+#pragma GCC unroll 16
+    for (int i = 0; i < SUMS; i++)
+        sums[i] = _mm512_setzero_si512();
+    for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < SUMS; i++)
+            __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sums[i]) : "v"(u), "v"(q));
+    }
+    return rounds * SUMS * 64;
+}
