@@ -6,13 +6,17 @@
 #include "store/models.h"
 
 struct pull_options {
-    const char *model_dir;
+    const char *model_dir, *hf_endpoint, *ollama_endpoint;
     int64_t stall_ms;
 };
 
 static const struct opt opts[] = {
     {"model-dir", OPT_STR, offsetof(struct pull_options, model_dir), NULL, "DIR",
      "Where models are kept. The default is $TERRACE_MODELS or ~/.terrace/models."},
+    {"hf-endpoint", OPT_STR, offsetof(struct pull_options, hf_endpoint), NULL, "URL",
+     "A mirror of https://huggingface.co; HF_ENDPOINT is heeded too."},
+    {"ollama-endpoint", OPT_STR, offsetof(struct pull_options, ollama_endpoint), NULL, "URL",
+     "A mirror of https://registry.ollama.ai."},
     {"download-stall", OPT_MS, offsetof(struct pull_options, stall_ms), "60s", "TIME",
      "A transfer without a byte for so long is given up and the next source tried.", 1, 86400e3},
     {NULL},
@@ -31,6 +35,8 @@ static int run(const struct command *c, int argc, char **argv)
         struct fetch_opts fetch = {
             .dir = o.model_dir ? o.model_dir : cli_models_dir(&arena),
             .stall_ms = o.stall_ms,
+            .hf_endpoint = o.hf_endpoint,
+            .ollama_endpoint = o.ollama_endpoint,
             .progress = load_show_progress,
             .progress_arg = &bar,
         };

