@@ -3,8 +3,9 @@
  * Models: "llama" (SentencePiece-BPE: score merges, byte fallback) and "gpt2" (byte-level BPE with
  * a pre-tokenizer pattern). Immutable after tokenizer_new: any number of threads.
  *
- * Special tokens (control and user-defined) are found in the text only in trusted spans: what a
- * user wrote can never become one. */
+ * Special tokens (control, unknown and user-defined) are found in the text only in trusted spans:
+ * what a user wrote can never become one. The exception are user-defined tokens of nothing but
+ * white space, such as Gemma's runs of newlines: they are text like any other. */
 #pragma once
 
 #include "base/err.h"
@@ -13,7 +14,9 @@
 
 struct tokenizer;
 
-/* Reads the tokenizer of a model file; needs g only during the call. */
+/* Reads the tokenizer of a model file; needs g only during the call. ERR_FORMAT names the key that
+ * is wrong, ERR_UNSUPPORTED the tokenizer.ggml.model that is not known. An unknown
+ * tokenizer.ggml.pre is taken as "gpt-2", with a warning in the log. */
 int tokenizer_new(struct tokenizer **out, const struct gguf *g, struct err *e);
 void tokenizer_free(struct tokenizer *t);
 
@@ -34,9 +37,14 @@ enum tok_flags {
     TOK_ADD_SPECIAL = 1, /* BOS and EOS as the file asks (add_bos_token, add_eos_token) */
 };
 
-/* Appends the ids of the spans, taken as ONE text: merges may cross a border between spans, special
- * tokens lie wholly inside trusted ones. Text must be valid UTF-8 (ERR_INVALID otherwise). Time is
- * O(n log n) in the worst case. */
+/* Appends the ids of the spans, taken as ONE text: merges may cross a border between spans, a
+ * special token lies wholly inside one trusted span; at the leftmost place the longest one is
+ * taken. The text must be valid UTF-8 (ERR_INVALID naming the byte otherwise). On an error nothing
+ * is appended. Time is O(n log n) in the worst case.
+ *
+ * Gives what the reference gives: https://github.com/google/sentencepiece for "llama",
+ * https://github.com/huggingface/tokenizers for "gpt2" and for what happens around special tokens
+ * (after one, and at the beginning, "llama" puts a space if add_space_prefix says so). */
 int tokenizer_encode(const struct tokenizer *t, const struct tok_span *spans, size_t n_spans,
                      unsigned flags, struct token_list *out, struct err *e);
 
@@ -49,27 +57,32 @@ struct str tokenizer_piece(const struct tokenizer *t, int32_t id, bool special);
 struct str tokenizer_vocab(const struct tokenizer *t, int32_t id);
 
 /* Appends the text of ids: what decode() of the reference implementation gives, the leading space
- * of SentencePiece removed where the file says so. */
+ * of SentencePiece removed where the file says so. Always valid UTF-8: what is none becomes U+FFFD.
+ */
 struct buf;
 void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool special,
                       struct buf *out);
 
 /* Incremental decoding of one generated stream: bytes come out as soon as, and only when, they form
- * whole UTF-8 characters; bytes that can never become one come out as U+FFFD. {0} begins a stream.
- */
+ * whole UTF-8 characters; bytes that can never become one come out as U+FFFD. {0} begins a text,
+ * and all that comes out together is what tokenizer_decode gives. {.in_text = true} goes on with a
+ * text that ends in an ordinary token: a leading space stays. */
 struct tok_stream {
     char held[4];
     uint8_t n_held;
+    bool in_text;
 };
 void tok_stream_add(struct tok_stream *s, const struct tokenizer *t, int32_t id, bool special,
                     struct buf *out);
-void tok_stream_end(struct tok_stream *s, struct buf *out); /* flushes what is held */
+void tok_stream_end(struct tok_stream *s, struct buf *out); /* a cut character becomes U+FFFD */
 
 int tokenizer_n_vocab(const struct tokenizer *t);
 int32_t tokenizer_bos(const struct tokenizer *t);                 /* -1 if none */
 int32_t tokenizer_eos(const struct tokenizer *t);                 /* -1 if none */
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id); /* control token */
-bool tokenizer_is_eog(const struct tokenizer *t,
-                      int32_t id); /* ends a generation: EOS, EOT, EOM ... */
-int32_t tokenizer_find(const struct tokenizer *t,
-                       struct str piece); /* exact vocabulary entry or -1 */
+
+/* Does the token end a generation: EOS, EOT, EOM of the file, or one known by its name? */
+bool tokenizer_is_eog(const struct tokenizer *t, int32_t id);
+
+/* The id of an exact spelling, the lowest of several; -1 if there is none. */
+int32_t tokenizer_find(const struct tokenizer *t, struct str spelled);
