@@ -3,7 +3,14 @@
 
 #include "kernels/kernels.h"
 
-void avx512_act_fill(const struct act *a, const float *x, size_t x_stride, int ith, int nth);
+void avx2_act_fill(const struct act *a, const float *x, size_t x_stride, int ith, int nth);
+void avx2_rmsnorm(const float *x, const float *weight, float eps, int n, float *out);
+void avx2_rope(float *x, int n_heads, int head_dim, int n_rot, const float *cos_sin,
+               enum rope_style style);
+void avx2_add(float *x, const float *y, int n);
+void avx2_axpy(float *x, float a, const float *y, int n);
+void avx2_silu_mul(const float *gate, const float *up, int n, float *out);
+void avx2_softmax(float *x, int n);
+
 void avx512_matmul(const struct matmul *m, int tile_begin, int tile_end);
-void avx512_silu_mul(const float *gate, const float *up, int n, float *out);
 int64_t avx512_dot_rounds(int64_t rounds);

@@ -364,7 +364,7 @@ void avx512_matmul(const struct matmul *j, int tile_begin, int tile_end)
             run_pass(j->w, j->x, t, tile_end, g, groups, sums);
             if (j->gate) {
                 run_pass(j->gate, j->x, t, tile_end, g, groups, gate);
-                avx512_silu_mul(gate[0], sums[0], w * KERNEL_TILE, sums[0]);
+                avx2_silu_mul(gate[0], sums[0], w * KERNEL_TILE, sums[0]);
             }
             store_rows(j, t, first, w, sums);
         }

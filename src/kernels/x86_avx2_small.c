@@ -1,0 +1,247 @@
+/* Small operations and activations with AVX2; the AVX-512 table uses them too: next to the products
+ * they cost nothing, so wider ones would only be more code. */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels/layout.h"
+#include "kernels/x86.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* --- activations --------------------------------------------------------------------------------
+ */
+
+INLINE float max_of(__m256 v)
+{
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+INLINE __m256 absolute(__m256 v)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
+}
+
+/* 32 numbers to 8 bits, in order. */
+INLINE __m256i to_bytes(const __m256 x[4], __m256 inverse)
+{
+    __m256i q[4];
+    for (int i = 0; i < 4; i++)
+        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(x[i], inverse));
+    __m256i b = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    return _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* Token i of w, 32 columns from x. */
+INLINE void quantise_32(const float *x, uint8_t *block, int i, int w)
+{
+    __m256 v[4], max = _mm256_setzero_ps();
+    for (int j = 0; j < 4; j++) {
+        v[j] = _mm256_loadu_ps(x + 8 * j);
+        max = _mm256_max_ps(absolute(v[j]), max);
+    }
+    float top = max_of(max), scale = top / 127, inverse = top > 0 ? 127 / top : 0;
+    __m256i q = to_bytes(v, _mm256_set1_ps(inverse));
+    __m256i sums =
+        _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
+    sums = _mm256_hadd_epi32(sums, sums);
+    sums = _mm256_hadd_epi32(sums, sums);
+    int32_t lo = _mm256_extract_epi32(sums, 0), hi = _mm256_extract_epi32(sums, 4), fours[8];
+    _mm256_storeu_si256((__m256i *)fours, q);
+    int8_t *codes = act_codes(block, w) + 4 * i;
+    for (int c4 = 0; c4 < 8; c4++)
+        memcpy(codes + 4 * w * c4, &fours[c4], 4);
+    act_scale(block)[i] = scale;
+    act_dsum(block, w)[i] = scale * (float)(lo + hi);
+    act_nsum(block, w)[i] = -(lo + hi);
+    act_nhalf(block, w)[i] = -lo;
+    act_nhalf(block, w)[w + i] = -hi;
+}
+
+static void fill_q8(const struct act *a, const float *x, size_t x_stride, int first, int w,
+                    int begin, int end)
+{
+    uint8_t *base = (uint8_t *)a->data + act_bytes(ACT_Q8, a->n_cols, first);
+    for (int i = 0; i < w; i++)
+        for (int c = begin; c < end; c += 32)
+            quantise_32(x + (size_t)(first + i) * x_stride + c,
+                        base + (size_t)(c / 32 * ACT_Q8_BLOCK * w), i, w);
+}
+
+static void fill_f32(const struct act *a, const float *x, size_t x_stride, int first, int w,
+                     int begin, int end)
+{
+    float *base = (float *)a->data + (size_t)first * (size_t)a->n_cols;
+    for (int c = begin; c < end; c++)
+        for (int i = 0; i < w; i++)
+            base[(size_t)c * (size_t)w + (size_t)i] = x[(size_t)(first + i) * x_stride + (size_t)c];
+}
+
+static void fill_bf16(const struct act *a, const float *x, size_t x_stride, int first, int w,
+                      int begin, int end)
+{
+    uint32_t *base = (void *)((uint8_t *)a->data + act_bytes(ACT_BF16, a->n_cols, first));
+    for (int c = begin; c < end; c += 2)
+        for (int i = 0; i < w; i++) {
+            const float *p = x + (size_t)(first + i) * x_stride + c;
+            base[c / 2 * w + i] =
+                f32_to_bf16(p[0]) | (c + 1 < end ? (uint32_t)f32_to_bf16(p[1]) << 16 : 0);
+        }
+}
+
+void avx2_act_fill(const struct act *a, const float *x, size_t x_stride, int ith, int nth)
+{
+    enum { UNIT = 256 };
+    static void (*const fill[])(const struct act *, const float *, size_t, int, int, int, int) = {
+        [ACT_Q8] = fill_q8, [ACT_F32] = fill_f32, [ACT_BF16] = fill_bf16};
+    int groups = act_groups(a->n_tokens), units = (a->n_cols + UNIT - 1) / UNIT;
+    int last = (int)((int64_t)groups * units * (ith + 1) / nth);
+    for (int u = (int)((int64_t)groups * units * ith / nth); u < last; u++) {
+        int first = act_group_begin(a->n_tokens, u / units), begin = u % units * UNIT;
+        int end = begin + UNIT < a->n_cols ? begin + UNIT : a->n_cols;
+        int w = act_group_begin(a->n_tokens, u / units + 1) - first;
+        fill[a->type](a, x, x_stride, first, w, begin, end);
+    }
+}
+
+/* --- vectors of any length ----------------------------------------------------------------------
+ */
+
+/* The first n (1..8) numbers, the others 0. */
+INLINE __m256i first_lanes(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* for each 8 (or fewer, at the end) of n: `mask` covers what is left */
+#define EACH_8(i, n, mask)                                                                         \
+    for (int i = 0; i < (n); i += 8)                                                               \
+        for (__m256i mask = first_lanes((n)-i), *once_ = &mask; once_; once_ = NULL)
+
+INLINE float sum_of(__m256 v)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* e^x to 2 units in the last place for x <= 88; 0 below -87.3. Argument reduction by multiples of
+ * ln 2 and the polynomial of Cephes expf. */
+INLINE __m256 exponential(__m256 x)
+{
+    __m256 in_range = _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_GT_OQ);
+    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.3f)), _mm256_set1_ps(88));
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    static const float c[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                              1.6666665459e-1f, 5.0000001201e-1f};
+    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+    for (int i = 0; i < 5; i++)
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c[i]));
+    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1)));
+    __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power));
+    return _mm256_and_ps(p, in_range);
+}
+
+void avx2_rmsnorm(const float *x, const float *weight, float eps, int n, float *out)
+{
+    __m256 even = _mm256_setzero_ps(), odd = even;
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + 8);
+        even = _mm256_fmadd_ps(a, a, even);
+        odd = _mm256_fmadd_ps(b, b, odd);
+    }
+    float sum = sum_of(_mm256_add_ps(even, odd));
+    for (; i < n; i++)
+        sum += x[i] * x[i];
+    __m256 scale = _mm256_set1_ps(1 / sqrtf(sum / (float)n + eps));
+    EACH_8(j, n, mask)
+    {
+        __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + j, mask), scale);
+        _mm256_maskstore_ps(out + j, mask, _mm256_mul_ps(v, _mm256_maskload_ps(weight + j, mask)));
+    }
+}
+
+void avx2_add(float *x, const float *y, int n)
+{
+    EACH_8(i, n, mask)
+    _mm256_maskstore_ps(
+        x + i, mask,
+        _mm256_add_ps(_mm256_maskload_ps(x + i, mask), _mm256_maskload_ps(y + i, mask)));
+}
+
+void avx2_axpy(float *x, float a, const float *y, int n)
+{
+    __m256 factor = _mm256_set1_ps(a);
+    EACH_8(i, n, mask)
+    _mm256_maskstore_ps(
+        x + i, mask,
+        _mm256_fmadd_ps(factor, _mm256_maskload_ps(y + i, mask), _mm256_maskload_ps(x + i, mask)));
+}
+
+void avx2_silu_mul(const float *gate, const float *up, int n, float *out)
+{
+    __m256 one = _mm256_set1_ps(1);
+    EACH_8(i, n, mask)
+    {
+        __m256 g = _mm256_maskload_ps(gate + i, mask), u = _mm256_maskload_ps(up + i, mask);
+        __m256 e = exponential(_mm256_sub_ps(_mm256_setzero_ps(), g));
+        __m256 v = _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(one, e)), u);
+        _mm256_maskstore_ps(out + i, mask, v);
+    }
+}
+
+void avx2_softmax(float *x, int n)
+{
+    __m256 top = _mm256_set1_ps(-INFINITY), sum = _mm256_setzero_ps();
+    EACH_8(i, n, mask)
+    {
+        __m256 v = _mm256_maskload_ps(x + i, mask);
+        top = _mm256_max_ps(top, _mm256_blendv_ps(top, v, _mm256_castsi256_ps(mask)));
+    }
+    __m256 max = _mm256_set1_ps(max_of(top));
+    EACH_8(i, n, mask)
+    {
+        __m256 e = exponential(_mm256_sub_ps(_mm256_maskload_ps(x + i, mask), max));
+        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(mask)));
+        _mm256_maskstore_ps(x + i, mask, e);
+    }
+    __m256 inverse = _mm256_set1_ps(1 / sum_of(sum));
+    EACH_8(i, n, mask)
+    _mm256_maskstore_ps(x + i, mask, _mm256_mul_ps(_mm256_maskload_ps(x + i, mask), inverse));
+}
+
+/* Plain loops: the compiler makes vectors of them. */
+static void turn_pairs(float *restrict x, const float *restrict cs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        float c = cs[2 * i], s = cs[2 * i + 1], a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * c - b * s;
+        x[2 * i + 1] = a * s + b * c;
+    }
+}
+
+static void turn_halves(float *restrict lo, float *restrict hi, const float *restrict cs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        float c = cs[2 * i], s = cs[2 * i + 1], a = lo[i], b = hi[i];
+        lo[i] = a * c - b * s;
+        hi[i] = a * s + b * c;
+    }
+}
+
+void avx2_rope(float *x, int n_heads, int head_dim, int n_rot, const float *cos_sin,
+               enum rope_style style)
+{
+    for (int h = 0; h < n_heads; h++, x += head_dim)
+        if (style == ROPE_NORM)
+            turn_pairs(x, cos_sin, n_rot / 2);
+        else
+            turn_halves(x, x + n_rot / 2, cos_sin, n_rot / 2);
+}
