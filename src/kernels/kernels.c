@@ -42,6 +42,12 @@ size_t kv_block_bytes(const struct kv_layout *kv)
     return kv_head_bytes(kv) * (size_t)kv->n_heads;
 }
 
+size_t attention_scratch_bytes(const struct kv_layout *kv)
+{
+    (void)kv;
+    return ATTENTION_SCRATCH;
+}
+
 static const char *const kv_names[] = {[KV_F16] = "f16", [KV_BF16] = "bf16", [KV_Q8_0] = "q8_0"};
 
 const char *kv_type_name(enum kv_type type)

@@ -152,6 +152,9 @@ static inline int8_t *act_codes(void *block, int w)
     return (int8_t *)block + 20 * w;
 }
 
+/* Bytes of scratch memory that every attention gets. */
+enum { ATTENTION_SCRATCH = 192 << 10 };
+
 static inline size_t kv_half_bytes(const struct kv_layout *kv) /* keys or values of one head */
 {
     return (size_t)KV_BLOCK_TOKENS * (size_t)kv->head_dim * (kv->type == KV_Q8_0 ? 1 : 2);

@@ -6,11 +6,6 @@
 #include "kernels/layout.h"
 #include "kernels/scalar.h"
 
-size_t attention_scratch_bytes(const struct kv_layout *kv)
-{
-    return (size_t)1 << 18;
-}
-
 /* Places of number d of position p, in numbers. */
 static size_t key_at(const struct kv_layout *kv, int p, int d)
 {

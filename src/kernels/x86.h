@@ -13,4 +13,5 @@ void avx2_silu_mul(const float *gate, const float *up, int n, float *out);
 void avx2_softmax(float *x, int n);
 
 void avx512_matmul(const struct matmul *m, int tile_begin, int tile_end);
+void avx512_attention(const struct attention *a, void *scratch);
 int64_t avx512_dot_rounds(int64_t rounds);
