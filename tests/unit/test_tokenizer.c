@@ -219,7 +219,7 @@ static void check_vectors(const struct tokenizer *t, const char *path)
 
 static void test_spm(void **state)
 {
-    static const char *const names[] = {"spm-llama", "spm-gemma", "spm-plain"};
+    static const char *const names[] = {"spm-llama", "spm-gemma", "spm-plain", "spm-phi"};
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
         char path[256];
         snprintf(path, sizeof path, "%s/tokenizer/%s.gguf", VECTORS, names[i]);
@@ -245,11 +245,56 @@ static void test_bpe(void **state)
     }
 }
 
+/* make_real.py fetches the vocabularies and writes them into a folder. */
+static void test_real(void **state)
+{
+    static const char *const names[] = {"llama3_1",   "qwen3",      "gpt4o", "deepseek_v3",
+                                        "mistral_v1", "mistral_v3", "tekken"};
+    const char *dir = getenv("TERRACE_TEST_TOKENIZERS");
+    if (!dir) {
+        print_message("# TERRACE_TEST_TOKENIZERS names no folder of make_real.py: skipped\n");
+        skip();
+    }
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        char path[1024];
+        snprintf(path, sizeof path, "%s/%s.gguf", dir, names[i]);
+        print_message("# %s\n", names[i]);
+        struct tokenizer *t = open_tokenizer(path);
+        snprintf(path, sizeof path, "%s/tokenizer/real-%s.json", VECTORS, names[i]);
+        check_vectors(t, path);
+        tokenizer_free(t);
+    }
+}
+
+static void test_smollm2(void **state)
+{
+    const char *path = getenv("TERRACE_TEST_MODEL");
+    if (!path) {
+        print_message("# TERRACE_TEST_MODEL names no model file: skipped\n");
+        skip();
+    }
+    struct tokenizer *t = open_tokenizer(path);
+    if (!str_eqs(tokenizer_vocab(t, 4), "<reponame>") || tokenizer_n_vocab(t) != 49152) {
+        print_message("# TERRACE_TEST_MODEL is not SmolLM2: skipped\n");
+        tokenizer_free(t);
+        skip();
+    }
+    check_vectors(t, VECTORS "/tokenizer/real-smollm2.json");
+    assert_int_equal(tokenizer_bos(t), 1);
+    assert_int_equal(tokenizer_eos(t), 2);
+    assert_true(tokenizer_is_eog(t, 2));
+    assert_true(tokenizer_is_eog(t, 0)); /* <|endoftext|> */
+    assert_false(tokenizer_is_eog(t, 1));
+    tokenizer_free(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_spm),
         cmocka_unit_test(test_bpe),
+        cmocka_unit_test(test_real),
+        cmocka_unit_test(test_smollm2),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, NULL, NULL);
 }

@@ -83,6 +83,7 @@ SPECIALS = [
     "<s>", "</s>", "<unk>", "<s>Hello</s>", "Hello</s> world", "a<s>b", "<s> <s>  x", "<|im_start|>user\nHi<|im_end|>\n",
     "<|im_start|><|im_start|>", "<|im_start", "|im_start|>", "<<|im_start|>>", "< |im_start|>", "<|im_star<|im_end|>",
     "<|endoftext|>a<|endoftext|>", "<0x0A>", "<0x41>", "\u2581", "\u2581\u2581a", "a\u2581b", "Ġhello Ċ", "<|end|> <|end|>x",
+    "<|user|>\nHi  there<|end|>\n<|assistant|>\n", "<|end|>\u3000\u2003 \t\nx<|end|>", "<|endoftext|>\n x</s>\n x <|user|>",
     "<tool_call>\n{}\n</tool_call>", "<tool_call></tool_call>", "[INST] x [/INST]",
 ]
 

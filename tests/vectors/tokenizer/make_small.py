@@ -14,10 +14,11 @@ import random
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as pb
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from gguf import GGUFReader
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from corpus import SPECIALS, cases
-from oracle import hf_to_gguf, hf_vectors, spm_to_gguf, write_vectors
+from oracle import TYPE, hf_to_gguf, hf_vectors, spm_to_gguf, write_gguf, write_vectors
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -116,6 +117,36 @@ def make_spm(name, options):
     )
 
 
+def make_phi():
+    """As Phi-3: the pieces of spm-llama with added tokens that swallow the white space after them,
+    in the form in which such models are published for `tokenizers`."""
+    fields = GGUFReader(f"{HERE}/spm-llama.gguf").fields
+    pieces = fields["tokenizer.ggml.tokens"].contents()
+    scores = fields["tokenizer.ggml.scores"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    ids = {p: i for i, p in enumerate(pieces)}
+    merges = []
+    for piece, i in ids.items():
+        if types[i] == TYPE.NORMAL:
+            parts = [(piece[:k], piece[k:]) for k in range(1, len(piece))]
+            parts = [(ids[a], ids[b], a, b) for a, b in parts if a in ids and b in ids]
+            merges += [(-scores[i], *part) for part in sorted(parts)]
+    merges = [(a, b) for _, _, _, a, b in sorted(merges, key=lambda m: m[0])]
+    t = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    t.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                   decoders.Strip(" ", 1, 0)])
+    added = ["<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>"]
+    for s in ["<unk>", "<s>", "</s>"] + added:
+        strip = s == "</s>" or (s.startswith("<|") and s != "<|endoftext|>")
+        t.add_special_tokens([AddedToken(s, special=True, normalized=False, rstrip=strip)])
+    n = len(added)
+    write_gguf(f"{HERE}/spm-phi.gguf", "llama", [p.encode() for p in pieces + added],
+               types + [TYPE.CONTROL] * n, scores=scores + [-1000.0] * n, arch="phi3", bos_token_id=1,
+               eos_token_id=len(pieces), unknown_token_id=0, add_space_prefix=True)
+    hf_vectors(f"{HERE}/spm-phi.json", "tokenizers, spm-phi.gguf, made by make_small.py", t.to_str(), decode=False)
+
+
 def split(*patterns):
     level = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
     return pre_tokenizers.Sequence(level + [pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -185,4 +216,5 @@ if __name__ == "__main__":
     make_spm("spm-llama", llama_like())
     make_spm("spm-gemma", gemma_like())
     make_spm("spm-plain", plain())
+    make_phi()
     make_bpe()

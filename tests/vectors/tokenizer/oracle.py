@@ -125,7 +125,7 @@ def hf_to_gguf(path, tokenizer_json, pre, **more):
     write_gguf(path, "gpt2", tokens, types, merges=merges, pre=pre, **more)
 
 
-def hf_vectors(path, origin, tokenizer_json):
+def hf_vectors(path, origin, tokenizer_json, decode=True):
     full, plain = Tokenizer.from_str(tokenizer_json), without_added(tokenizer_json)
     write_vectors(
         path,
@@ -134,5 +134,5 @@ def hf_vectors(path, origin, tokenizer_json):
         lambda t: plain.encode(t, add_special_tokens=False).ids,
         random_decodes(
             lambda ids, skip: full.decode(ids, skip_special_tokens=skip), full.get_vocab_size()
-        ),
+        ) if decode else [],
     )
