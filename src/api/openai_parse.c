@@ -223,6 +223,7 @@ int openai_parse(struct chat_request *r, enum openai_endpoint endpoint, const ch
         return ERR_INVALID;
     if (!json_is_object(r->root))
         return err_set(e, ERR_INVALID, "the body must be a JSON object");
+    r->gen.n_logprobs = -1; /* chat has no row that could say so */
     for (size_t i = 0; i < openai_n_params; i++)
         if (openai_params[i].endpoints & endpoint)
             set_default(r, &openai_params[i]);

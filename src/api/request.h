@@ -33,7 +33,8 @@ struct gen_bias {
     float bias;
 };
 
-/* How to generate. A parser sets every member, from the body or from the table's default. */
+/* How to generate. A parser sets every member, from the body or from the table's default, unless
+ * the request only asks for tokens. */
 struct gen_params {
     double temperature;        /* 0 .. 2, 0 is greedy */
     double top_p;              /* (0, 1], 1: off */

@@ -1,0 +1,40 @@
+/* The OpenAI request parser over arbitrary bytes: the first one picks the endpoint. What is
+ * accepted is within its ranges; what is refused has a message. */
+#include <stdlib.h>
+
+#include "api/openai.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
+
+static void check(const struct chat_request *r, bool generates)
+{
+    const struct gen_params *g = &r->gen;
+    if (generates &&
+        (!(g->temperature >= 0 && g->temperature <= 2) || !(g->top_p > 0 && g->top_p <= 1) ||
+         g->n_stop > API_MAX_STOPS || g->n_bias > API_MAX_BIAS || r->n_prompts > API_MAX_PROMPTS))
+        abort();
+    for (size_t i = 0; i < g->n_stop; i++)
+        if (!g->stop[i][0])
+            abort();
+    for (size_t i = 0; i < json_array_size(r->messages); i++)
+        if (!json_is_string(json_object_get(json_array_get(r->messages, i), "content")))
+            abort();
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
+{
+    static const enum openai_endpoint endpoints[] = {OPENAI_CHAT, OPENAI_COMPLETION,
+                                                     OPENAI_TOKENIZE};
+    if (!n)
+        return 0;
+    struct chat_request r = {0};
+    struct err e = {0};
+    enum openai_endpoint endpoint = endpoints[data[0] % 3];
+    int rc = openai_parse(&r, endpoint, (const char *)data + 1, n - 1, &e);
+    if (rc != e.code || (rc && !e.msg[0]))
+        abort();
+    if (!rc)
+        check(&r, endpoint != OPENAI_TOKENIZE);
+    chat_request_release(&r);
+    return 0;
+}
