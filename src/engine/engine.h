@@ -43,7 +43,7 @@ struct sampling {
     float min_p;              /* 0: off */
     float typical_p;          /* 1: off */
     float repetition_penalty; /* 1: off; over the last repeat_last_n tokens of prompt and output */
-    int repeat_last_n;        /* 0: off, -1: all */
+    int repeat_last_n;        /* 0: off, -1: all (the default) */
     float frequency_penalty;  /* 0: off; over the output, as OpenAI defines it */
     float presence_penalty;   /* 0: off */
     bool has_seed;
@@ -59,19 +59,20 @@ struct engine_request {
     const int32_t *prompt; /* copied */
     int n_prompt;
     struct sampling sampling;
-    int max_tokens; /* > 0; cut to what n_ctx leaves */
-    int min_tokens; /* no end of generation or stop before so many */
-    bool ignore_eos;
+    int max_tokens;          /* > 0; cut to what n_ctx leaves */
+    int min_tokens;          /* so many tokens come before an end of generation or stop may */
+    bool ignore_eos;         /* end-of-generation tokens are tokens like others */
     const char *const *stop; /* strings, copied */
     int n_stop;
-    bool include_stop;       /* the stop string stays in the text */
+    bool include_stop;       /* the stop string (or ending token) stays in the text */
     const int32_t *stop_ids; /* copied */
     int n_stop_ids;
-    bool special;        /* control tokens appear in the text */
-    const char *tenant;  /* "" or NULL: the common one; prefix cache and fairness are per tenant */
-    int priority;        /* lower runs earlier, 0 is normal */
-    int64_t deadline_ms; /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
-    void *user;          /* comes back in every event */
+    bool special;       /* control tokens appear in the text */
+    const char *tenant; /* "" or NULL: the common one; prefix cache and fairness are per tenant */
+    const char *cache_salt; /* NULL: none; prefixes are shared under the same tenant and salt */
+    int priority;           /* lower runs earlier, 0 is normal */
+    int64_t deadline_ms;    /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
+    void *user;             /* comes back in every event */
 };
 
 enum finish_reason {
@@ -108,7 +109,7 @@ struct engine_event {
     int n_logprobs;
     enum finish_reason finish;
     char *stop_text;           /* the stop string that matched, or NULL */
-    int32_t stop_id;           /* the stop token that matched, or -1 */
+    int32_t stop_id;           /* the id of stop_ids that matched, or -1 */
     struct engine_usage usage; /* in the final event */
     struct err err;            /* with FINISH_ERROR */
 };
@@ -127,11 +128,16 @@ struct engine_opts {
     int step_ms;                       /* target for one step while streams run, 0: 150 */
     int64_t step_deadline_ms; /* a step longer than this makes engine_health unhealthy, 0: 60000 */
     bool prefix_cache;
+    bool check;  /* verify all block accounts after every step; else only when idle */
+    bool manual; /* no thread: the caller runs the steps with engine_step (tests, tools) */
     engine_sink_fn *sink;
     void *sink_arg;
 };
 
 int engine_new(struct engine **out, const struct engine_opts *o, struct err *e);
+
+/* With opts.manual only: one step. False when there was nothing to do. */
+bool engine_step(struct engine *g);
 
 /* Ends every request with FINISH_CANCEL, stops the thread. */
 void engine_free(struct engine *g);
@@ -149,10 +155,15 @@ void engine_cancel(struct engine *g, uint64_t id);
 void engine_pause(struct engine *g, uint64_t id, bool paused);
 
 struct engine_stats {
-    int running, waiting;
+    int running, waiting; /* waiting: queued, preempted, or just handed in */
     int blocks_total, blocks_free, blocks_cached, blocks_held;
+    /* since the start; prompt_tokens of started requests, cached_tokens of them came from the cache
+     */
     uint64_t steps, prompt_tokens, generated_tokens, cached_tokens, preemptions, requests_done;
+    uint64_t computed_tokens; /* through the model, recomputation after preemption included */
+    uint64_t evictions;       /* cached blocks given up for new ones */
     double last_step_ms;
+    int last_step_tokens;
 };
 void engine_get_stats(struct engine *g, struct engine_stats *out);
 

@@ -1,0 +1,699 @@
+#define _GNU_SOURCE
+#include "engine/engine.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/map.h"
+#include "base/mem.h"
+#include "engine/prefix.h"
+#include "engine/sampler.h"
+#include "engine/sched.h"
+#include "engine/seq.h"
+
+enum { DEFAULT_RUNNING = 64, DEFAULT_QUEUE = 1024, DEFAULT_STEP_MS = 150 };
+enum { DEFAULT_STEP_DEADLINE_MS = 60000 };
+
+enum command_kind { COMMAND_CANCEL, COMMAND_PAUSE, COMMAND_RESUME };
+
+struct command {
+    enum command_kind kind;
+    uint64_t id;
+};
+
+/* What other threads hand in, taken by the engine thread in one go. Guarded by engine.lock. */
+struct inbox {
+    struct seq *first, *last;
+    int n_seqs;
+    struct command *commands;
+    int n_commands, cap_commands;
+};
+
+struct engine {
+    struct engine_opts o;
+    struct seq_limits limits;
+    int32_t *eog; /* ids that end a generation */
+    int n_eog;
+
+    /* the engine thread's own */
+    struct kv kv;
+    struct prefix prefix;
+    struct sched sched;
+    struct sampler sampler;
+    struct seq *seqs; /* every sequence that was taken in and is not over */
+    struct map by_id;
+    struct batch_seq *batch; /* [max_running] */
+    float *logits;
+    int n_rows; /* of n_vocab floats in logits */
+    struct token_logprob logprobs[21];
+    int32_t *found;  /* [n_blocks] scratch of admit */
+    int32_t *banned; /* scratch of sample */
+    int cap_banned;
+    struct engine_event *events, **events_end;
+    struct engine_stats count; /* the counters; snapshot is what others see */
+
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    struct inbox inbox;
+    bool closing;
+    uint64_t last_id;
+    struct engine_stats snapshot;
+    atomic_int n_queued;          /* submitted and not in a step yet */
+    atomic_llong step_started_ms; /* 0: between steps */
+};
+
+static struct seq *seq_of(struct sched_item *item)
+{
+    return (struct seq *)item;
+}
+
+static struct str salt_of(const struct seq *q)
+{
+    return (struct str){q->salt.data, q->salt.len};
+}
+
+static struct str id_key(const uint64_t *id)
+{
+    return (struct str){(const char *)id, sizeof *id};
+}
+
+/* Blocks: what the scheduler asks for. */
+
+static int common(const int32_t *a, const int32_t *b, int n)
+{
+    int i = 0;
+    while (i < n && a[i] == b[i])
+        i++;
+    return i;
+}
+
+/* Whether a sequence of this step is about to compute at least a block more of q's prompt than the
+ * `known` tokens: then q waits for it rather than compute the same again. */
+static bool is_being_computed(const struct engine *g, const struct seq *q, int known)
+{
+    for (int i = 0; i < g->sched.n_plan; i++) {
+        const struct seq *p = seq_of(g->sched.plan[i]);
+        if (p->item.n_tokens - p->item.n_computed == 1 || !str_eq(salt_of(p), salt_of(q)))
+            continue;
+        int most = p->item.n_tokens < q->item.n_tokens ? p->item.n_tokens : q->item.n_tokens - 1;
+        if (common(p->tokens, q->tokens, most) - known >= g->kv.block_tokens)
+            return true;
+    }
+    return false;
+}
+
+/* Takes references to what was found, or gives them back. The partial block is held only until its
+ * content is copied. */
+static void hold(struct engine *g, const struct prefix_match *m)
+{
+    for (int i = 0; i < m->n_full; i++)
+        prefix_ref(&g->prefix, g->found[i]);
+    if (m->n_partial)
+        prefix_ref(&g->prefix, m->partial);
+}
+
+static void let_go(struct engine *g, const struct prefix_match *m)
+{
+    if (m->n_partial)
+        prefix_unref(&g->prefix, m->partial);
+    for (int i = m->n_full; i-- > 0;)
+        prefix_unref(&g->prefix, g->found[i]);
+}
+
+static enum sched_answer admit(void *ctx, struct sched_item *item, int reserve)
+{
+    struct engine *g = ctx;
+    struct seq *q = seq_of(item);
+    /* at least one token is computed: its logits are the answer's beginning */
+    struct prefix_match m =
+        prefix_find(&g->prefix, salt_of(q), q->tokens, item->n_tokens - 1, g->found);
+    int known = m.n_full * g->kv.block_tokens + m.n_partial;
+    if (g->o.prefix_cache && is_being_computed(g, q, known))
+        return SCHED_WAIT;
+    int fresh = kv_blocks_for(&g->kv, item->n_tokens) - m.n_full;
+    hold(g, &m);
+    if (m.n_partial && prefix_available(&g->prefix) < fresh + reserve) {
+        /* the block to copy from may be the one that is missing */
+        prefix_unref(&g->prefix, m.partial);
+        known -= m.n_partial;
+        m.n_partial = 0;
+    }
+    if (prefix_available(&g->prefix) < fresh + reserve) {
+        let_go(g, &m);
+        return SCHED_FULL;
+    }
+    for (int i = 0; i < m.n_full; i++)
+        kv_table_add(&q->table, g->found[i]);
+    for (int i = 0; i < fresh; i++)
+        kv_table_add(&q->table, prefix_take(&g->prefix));
+    if (m.n_partial) {
+        g->o.model.copy_block(g->o.model.ctx, q->table.blocks[m.n_full], m.partial, m.n_partial);
+        prefix_unref(&g->prefix, m.partial);
+    }
+    item->n_computed = known;
+    if (!q->started)
+        q->cached_tokens = known;
+    return SCHED_OK;
+}
+
+static bool grow(void *ctx, struct sched_item *item, int n_tokens)
+{
+    struct engine *g = ctx;
+    struct seq *q = seq_of(item);
+    while (q->table.n < kv_blocks_for(&g->kv, n_tokens)) {
+        int32_t block = prefix_take(&g->prefix);
+        if (block < 0)
+            return false;
+        kv_table_add(&q->table, block);
+    }
+    return true;
+}
+
+static void drop(void *ctx, struct sched_item *item)
+{
+    struct engine *g = ctx;
+    struct seq *q = seq_of(item);
+    while (q->table.n)
+        prefix_unref(&g->prefix, q->table.blocks[--q->table.n]);
+    item->n_computed = 0;
+}
+
+static const struct sched_ops block_ops = {.admit = admit, .grow = grow, .drop = drop};
+
+/* Tells the prefix cache what positions from .. to-1 of q hold. */
+static void publish(struct engine *g, struct seq *q, int from, int to)
+{
+    int size = g->kv.block_tokens;
+    for (int i = from / size; i * size < to; i++) {
+        int n = to - i * size < size ? to - i * size : size;
+        int32_t parent = i ? q->table.blocks[i - 1] : -1;
+        q->table.blocks[i] =
+            prefix_put(&g->prefix, salt_of(q), parent, q->table.blocks[i], q->tokens + i * size, n);
+    }
+}
+
+/* The life of a sequence on the engine thread. */
+
+static void take_in(struct engine *g, struct seq *q)
+{
+    q->prev = NULL;
+    q->next = g->seqs;
+    if (g->seqs)
+        g->seqs->prev = q;
+    g->seqs = q;
+    map_put(&g->by_id, id_key(&q->id), q);
+    sched_add(&g->sched, &q->item, (struct str){buf_str(&q->tenant), q->tenant.len}, q->priority);
+}
+
+static void start(struct engine *g, struct seq *q)
+{
+    q->started = true;
+    q->start_ms = clock_ms();
+    g->count.prompt_tokens += (uint64_t)q->n_prompt;
+    g->count.cached_tokens += (uint64_t)q->cached_tokens;
+    atomic_fetch_sub(&g->n_queued, 1);
+}
+
+static void emit(struct engine *g, struct seq *q)
+{
+    if (!seq_has_event(q))
+        return;
+    struct engine_event *ev = seq_take_event(q);
+    *g->events_end = ev;
+    g->events_end = &ev->next;
+}
+
+/* q->finish is set: tells it, gives everything back. */
+static void retire(struct engine *g, struct seq *q)
+{
+    emit(g, q);
+    if (!q->started)
+        atomic_fetch_sub(&g->n_queued, 1);
+    sched_remove(&g->sched, &q->item);
+    drop(g, &q->item);
+    map_del(&g->by_id, id_key(&q->id));
+    *(q->prev ? &q->prev->next : &g->seqs) = q->next;
+    if (q->next)
+        q->next->prev = q->prev;
+    g->count.requests_done++;
+    seq_free(q);
+}
+
+static void end(struct engine *g, struct seq *q, enum finish_reason why)
+{
+    seq_finish(q, why);
+    retire(g, q);
+}
+
+/* The parts of a step. */
+
+static void obey(struct engine *g, const struct command *c)
+{
+    struct seq *q = map_get(&g->by_id, id_key(&c->id));
+    if (!q)
+        return; /* over already */
+    if (c->kind == COMMAND_CANCEL)
+        end(g, q, FINISH_CANCEL);
+    else
+        q->item.paused = c->kind == COMMAND_PAUSE;
+}
+
+static void drain_inbox(struct engine *g)
+{
+    pthread_mutex_lock(&g->lock);
+    struct inbox in = g->inbox;
+    g->inbox = (struct inbox){0};
+    pthread_mutex_unlock(&g->lock);
+    for (struct seq *q = in.first, *next; q; q = next) {
+        next = q->next;
+        take_in(g, q);
+    }
+    for (int i = 0; i < in.n_commands; i++)
+        obey(g, &in.commands[i]);
+    free(in.commands);
+}
+
+static void end_expired(struct engine *g)
+{
+    int64_t now = clock_ms();
+    for (struct seq *q = g->seqs, *next; q; q = next) {
+        next = q->next;
+        if (q->deadline_ms && q->deadline_ms <= now)
+            end(g, q, FINISH_TIMEOUT);
+    }
+}
+
+static void schedule(struct engine *g)
+{
+    sched_plan(&g->sched);
+    for (int i = 0; i < g->sched.n_plan; i++) {
+        struct seq *q = seq_of(g->sched.plan[i]);
+        if (!q->started)
+            start(g, q);
+    }
+    if (!g->sched.stuck)
+        return;
+    struct seq *q = seq_of(g->sched.stuck);
+    err_set(&q->err, ERR_LIMIT, "the request needs %d KV blocks, of %d only %d can be freed",
+            kv_blocks_for(&g->kv, q->item.n_tokens), g->kv.n_blocks, prefix_available(&g->prefix));
+    end(g, q, FINISH_ERROR);
+}
+
+/* A sequence whose last known token is computed in this step gets a row of logits. */
+static bool wants_token(const struct seq *q)
+{
+    return q->item.n_computed + q->item.n_planned == q->item.n_tokens;
+}
+
+static void forward(struct engine *g)
+{
+    int n_rows = 0;
+    for (int i = 0; i < g->sched.n_plan; i++) {
+        const struct seq *q = seq_of(g->sched.plan[i]);
+        g->batch[i] = (struct batch_seq){.tokens = q->tokens + q->item.n_computed,
+                                         .n_tokens = q->item.n_planned,
+                                         .pos = q->item.n_computed,
+                                         .blocks = q->table.blocks,
+                                         .n_logits = wants_token(q)};
+        n_rows += g->batch[i].n_logits;
+    }
+    if (n_rows > g->n_rows) {
+        g->logits =
+            xrealloc(g->logits, (size_t)n_rows * (size_t)g->limits.n_vocab * sizeof *g->logits);
+        g->n_rows = n_rows;
+    }
+    g->o.model.forward(g->o.model.ctx, g->batch, g->sched.n_plan, g->logits);
+}
+
+/* Ids that must not come yet because of min_tokens. */
+static int ban_ends(struct engine *g, const struct seq *q)
+{
+    if (seq_n_output(q) >= q->min_tokens)
+        return 0;
+    int n = 0, most = g->n_eog + q->n_stop_ids;
+    if (most > g->cap_banned) {
+        g->cap_banned = most;
+        g->banned = xrealloc(g->banned, (size_t)most * sizeof *g->banned);
+    }
+    for (int i = 0; i < g->n_eog && !q->ignore_eos; i++)
+        g->banned[n++] = g->eog[i];
+    for (int i = 0; i < q->n_stop_ids; i++)
+        g->banned[n++] = q->stop_ids[i];
+    return n;
+}
+
+static void sample(struct engine *g, struct seq *q, float *logits)
+{
+    struct sampler_task task = {.how = &q->how,
+                                .tokens = q->tokens,
+                                .n_tokens = q->item.n_tokens,
+                                .n_prompt = q->n_prompt,
+                                .n_banned = ban_ends(g, q),
+                                .rng = &q->rng};
+    task.banned = g->banned;
+    int32_t id = sampler_pick(&g->sampler, logits, &task, g->logprobs);
+    if (!q->first_ms)
+        q->first_ms = clock_ms();
+    if (id < 0) {
+        err_set(&q->err, ERR_INVALID, "the model gave a logit that is not a number");
+        seq_finish(q, FINISH_ERROR);
+        return;
+    }
+    g->count.generated_tokens++;
+    seq_commit(q, g->o.tokenizer, id, q->how.n_logprobs >= 0 ? g->logprobs : NULL);
+}
+
+/* Publishes what was computed, chooses tokens, tells them. */
+static void commit(struct engine *g)
+{
+    float *row = g->logits;
+    for (int i = 0; i < g->sched.n_plan; i++) {
+        struct seq *q = seq_of(g->sched.plan[i]);
+        bool wants = wants_token(q);
+        publish(g, q, q->item.n_computed, q->item.n_computed + q->item.n_planned);
+        q->item.n_computed += q->item.n_planned;
+        if (!wants)
+            continue;
+        sample(g, q, row);
+        row += g->limits.n_vocab;
+        if (q->finish)
+            retire(g, q);
+        else
+            emit(g, q);
+    }
+}
+
+static void run_batch(struct engine *g)
+{
+    int64_t begin = clock_ns();
+    atomic_store(&g->step_started_ms, clock_ms());
+    forward(g);
+    double ms = (double)(clock_ns() - begin) * 1e-6;
+    atomic_store(&g->step_started_ms, 0);
+    sched_measured(&g->sched, ms);
+    g->count.steps++;
+    g->count.computed_tokens += (uint64_t)g->sched.n_plan_tokens;
+    g->count.last_step_ms = ms;
+    g->count.last_step_tokens = g->sched.n_plan_tokens;
+    commit(g);
+}
+
+static void publish_stats(struct engine *g)
+{
+    struct engine_stats s = g->count;
+    s.running = g->sched.running.n;
+    s.waiting = g->sched.waiting.n;
+    s.blocks_total = g->kv.n_blocks;
+    s.blocks_free = g->kv.n_free;
+    s.blocks_cached = g->kv.n_cached;
+    s.blocks_held = kv_held(&g->kv);
+    s.preemptions = g->sched.n_preemptions;
+    s.evictions = g->prefix.n_evicted;
+    pthread_mutex_lock(&g->lock);
+    g->snapshot = s;
+    pthread_mutex_unlock(&g->lock);
+}
+
+/* True when there was something to tell. */
+static bool deliver(struct engine *g)
+{
+    struct engine_event *list = g->events;
+    g->events = NULL;
+    g->events_end = &g->events;
+    if (list)
+        g->o.sink(g->o.sink_arg, list);
+    return list != NULL;
+}
+
+/* The promise of kv.h, over everything that holds blocks. */
+static void check_accounts(const struct engine *g)
+{
+    struct err e = {0};
+    int32_t *refs = xcalloc((size_t)g->kv.n_blocks, sizeof *refs);
+    for (const struct seq *q = g->seqs; q; q = q->next)
+        for (int i = 0; i < q->table.n; i++)
+            refs[q->table.blocks[i]]++;
+    if (!kv_check(&g->kv, refs, &e) || !prefix_check(&g->prefix, &e) || !sched_check(&g->sched, &e))
+        BUG("%s", e.msg);
+    free(refs);
+}
+
+bool engine_step(struct engine *g)
+{
+    drain_inbox(g);
+    end_expired(g);
+    schedule(g);
+    int n = g->sched.n_plan;
+    if (n)
+        run_batch(g);
+    if (g->o.check || !g->seqs)
+        check_accounts(g);
+    publish_stats(g);
+    return deliver(g) || n;
+}
+
+/* The thread. */
+
+static int64_t next_deadline(const struct engine *g)
+{
+    int64_t next = INT64_MAX;
+    for (const struct seq *q = g->seqs; q; q = q->next)
+        if (q->deadline_ms && q->deadline_ms < next)
+            next = q->deadline_ms;
+    return next;
+}
+
+/* Sleeps until something is handed in or a deadline passes. */
+static void wait_for_work(struct engine *g)
+{
+    int64_t at = next_deadline(g);
+    struct timespec until = {.tv_sec = at / 1000, .tv_nsec = at % 1000 * 1000000};
+    int rc = 0;
+    pthread_mutex_lock(&g->lock);
+    while (!g->closing && !g->inbox.first && !g->inbox.n_commands && !rc)
+        rc = at == INT64_MAX ? pthread_cond_wait(&g->wake, &g->lock)
+                             : pthread_cond_timedwait(&g->wake, &g->lock, &until);
+    pthread_mutex_unlock(&g->lock);
+}
+
+static bool is_closing(struct engine *g)
+{
+    pthread_mutex_lock(&g->lock);
+    bool closing = g->closing;
+    pthread_mutex_unlock(&g->lock);
+    return closing;
+}
+
+static void end_all(struct engine *g)
+{
+    drain_inbox(g);
+    while (g->seqs)
+        end(g, g->seqs, FINISH_CANCEL);
+    check_accounts(g);
+    publish_stats(g);
+    deliver(g);
+}
+
+static void *run(void *arg)
+{
+    struct engine *g = arg;
+    while (!is_closing(g))
+        if (!engine_step(g))
+            wait_for_work(g);
+    end_all(g);
+    return NULL;
+}
+
+/* Making and ending. */
+
+static int check_opts(const struct engine_opts *o, struct err *e)
+{
+    const struct engine_model *m = &o->model;
+    if (m->n_vocab < 1 || m->n_blocks < 1 || m->n_ctx < 2 || m->max_batch_tokens < 1)
+        return err_set(e, ERR_INVALID,
+                       "the model needs a vocabulary (%d), KV blocks (%d), a context (%d) and a "
+                       "batch size (%d)",
+                       m->n_vocab, m->n_blocks, m->n_ctx, m->max_batch_tokens);
+    if (tokenizer_n_vocab(o->tokenizer) > m->n_vocab)
+        log_warn("engine", "the tokenizer has %d tokens, the model %d",
+                 tokenizer_n_vocab(o->tokenizer), m->n_vocab);
+    return 0;
+}
+
+static void set_defaults(struct engine_opts *o)
+{
+    if (o->max_running < 1)
+        o->max_running = DEFAULT_RUNNING;
+    if (o->max_running > o->model.max_batch_tokens)
+        o->max_running = o->model.max_batch_tokens;
+    if (o->max_queue < 1)
+        o->max_queue = DEFAULT_QUEUE;
+    if (o->step_ms < 1)
+        o->step_ms = DEFAULT_STEP_MS;
+    if (o->step_deadline_ms < 1)
+        o->step_deadline_ms = DEFAULT_STEP_DEADLINE_MS;
+}
+
+static void list_eog(struct engine *g)
+{
+    int n = tokenizer_n_vocab(g->o.tokenizer);
+    n = n < g->limits.n_vocab ? n : g->limits.n_vocab;
+    for (int pass = 0; pass < 2; pass++) {
+        g->n_eog = 0;
+        for (int32_t id = 0; id < n; id++)
+            if (tokenizer_is_eog(g->o.tokenizer, id)) {
+                if (pass)
+                    g->eog[g->n_eog] = id;
+                g->n_eog++;
+            }
+        if (!pass)
+            g->eog = xcalloc((size_t)g->n_eog + 1, sizeof *g->eog);
+    }
+}
+
+static void init_sync(struct engine *g)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&g->wake, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_mutex_init(&g->lock, NULL);
+}
+
+static void release(struct engine *g)
+{
+    sched_release(&g->sched);
+    prefix_release(&g->prefix);
+    kv_release(&g->kv);
+    sampler_release(&g->sampler);
+    map_release(&g->by_id);
+    free(g->eog);
+    free(g->batch);
+    free(g->logits);
+    free(g->found);
+    free(g->banned);
+    pthread_cond_destroy(&g->wake);
+    pthread_mutex_destroy(&g->lock);
+    free(g);
+}
+
+int engine_new(struct engine **out, const struct engine_opts *o, struct err *e)
+{
+    int rc = check_opts(o, e);
+    if (rc)
+        return rc;
+    struct engine *g = xcalloc(1, sizeof *g);
+    g->o = *o;
+    set_defaults(&g->o);
+    const struct engine_model *m = &g->o.model;
+    int64_t positions = (int64_t)m->n_blocks * KV_BLOCK_TOKENS;
+    g->limits = (struct seq_limits){.n_vocab = m->n_vocab,
+                                    .n_ctx = positions < m->n_ctx ? (int)positions : m->n_ctx};
+    g->events_end = &g->events;
+    kv_init(&g->kv, m->n_blocks, KV_BLOCK_TOKENS);
+    prefix_init(&g->prefix, &g->kv, g->o.prefix_cache);
+    sched_init(&g->sched, &block_ops, g, g->o.max_running, m->max_batch_tokens, g->o.step_ms);
+    sampler_init(&g->sampler, m->n_vocab);
+    g->batch = xcalloc((size_t)g->o.max_running, sizeof *g->batch);
+    g->found = xcalloc((size_t)m->n_blocks, sizeof *g->found);
+    list_eog(g);
+    init_sync(g);
+    publish_stats(g);
+    if (!g->o.manual && pthread_create(&g->thread, NULL, run, g)) {
+        release(g);
+        return err_set(e, ERR_LIMIT, "the system gives no more threads");
+    }
+    *out = g;
+    return 0;
+}
+
+void engine_free(struct engine *g)
+{
+    if (!g)
+        return;
+    pthread_mutex_lock(&g->lock);
+    g->closing = true;
+    pthread_cond_signal(&g->wake);
+    pthread_mutex_unlock(&g->lock);
+    if (g->o.manual)
+        end_all(g);
+    else
+        pthread_join(g->thread, NULL);
+    release(g);
+}
+
+/* From any thread. */
+
+int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id, struct err *e)
+{
+    struct seq *q;
+    int rc = seq_new(&q, r, &g->limits, e);
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&g->lock);
+    if (g->closing) {
+        rc = err_set(e, ERR_CANCELED, "the engine is being closed");
+    } else if (atomic_load(&g->n_queued) >= g->o.max_queue) {
+        rc = err_set(e, ERR_BUSY, "%d requests are waiting already: try again later",
+                     g->o.max_queue);
+    } else {
+        atomic_fetch_add(&g->n_queued, 1);
+        *id = q->id = ++g->last_id;
+        *(g->inbox.last ? &g->inbox.last->next : &g->inbox.first) = q;
+        g->inbox.last = q;
+        g->inbox.n_seqs++;
+        pthread_cond_signal(&g->wake);
+    }
+    pthread_mutex_unlock(&g->lock);
+    if (rc)
+        seq_free(q);
+    return rc;
+}
+
+static void command(struct engine *g, enum command_kind kind, uint64_t id)
+{
+    pthread_mutex_lock(&g->lock);
+    struct inbox *in = &g->inbox;
+    if (in->n_commands == in->cap_commands) {
+        in->cap_commands = in->cap_commands ? in->cap_commands * 2 : 8;
+        in->commands = xrealloc(in->commands, (size_t)in->cap_commands * sizeof *in->commands);
+    }
+    in->commands[in->n_commands++] = (struct command){.kind = kind, .id = id};
+    pthread_cond_signal(&g->wake);
+    pthread_mutex_unlock(&g->lock);
+}
+
+void engine_cancel(struct engine *g, uint64_t id)
+{
+    command(g, COMMAND_CANCEL, id);
+}
+
+void engine_pause(struct engine *g, uint64_t id, bool paused)
+{
+    command(g, paused ? COMMAND_PAUSE : COMMAND_RESUME, id);
+}
+
+void engine_get_stats(struct engine *g, struct engine_stats *out)
+{
+    pthread_mutex_lock(&g->lock);
+    *out = g->snapshot;
+    out->waiting += g->inbox.n_seqs;
+    pthread_mutex_unlock(&g->lock);
+}
+
+bool engine_health(struct engine *g, struct err *e)
+{
+    int64_t started = atomic_load(&g->step_started_ms);
+    int64_t running = started ? clock_ms() - started : 0;
+    if (running <= g->o.step_deadline_ms)
+        return true;
+    err_set(e, ERR_TIMEOUT, "a step has been running for %lld ms, the limit is %lld ms",
+            (long long)running, (long long)g->o.step_deadline_ms);
+    return false;
+}

@@ -1,0 +1,541 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "engine_harness.h"
+
+enum { N_CTX = 400 };
+
+struct fixture {
+    struct fake_model model;
+    struct engine *g;
+    struct answer answers[64];
+};
+
+static void open_fixture(struct fixture *f, int n_blocks, int batch, struct engine_opts o)
+{
+    *f = (struct fixture){0};
+    fake_model_init(&f->model, n_blocks, batch);
+    o.model = fake_engine_model(&f->model, N_CTX);
+    o.tokenizer = fake_tokenizer();
+    o.sink = answer_sink;
+    o.check = true;
+    struct err e = {0};
+    assert_int_equal(engine_new(&f->g, &o, &e), 0);
+}
+
+static void close_fixture(struct fixture *f)
+{
+    engine_free(f->g);
+    for (size_t i = 0; i < ARRAY_LEN(f->answers); i++)
+        answer_release(&f->answers[i]);
+    fake_model_release(&f->model);
+}
+
+static const struct engine_opts manual = {.manual = true, .prefix_cache = true};
+
+static void fill_prompt(struct rng *rng, int32_t *prompt, int n)
+{
+    for (int i = 0; i < n; i++)
+        prompt[i] = 2 + (int32_t)rng_below(rng, FAKE_VOCAB - 2);
+}
+
+static uint64_t submit(struct fixture *f, const struct engine_request *r)
+{
+    uint64_t id = 0;
+    struct err e = {0};
+    if (engine_submit(f->g, r, &id, &e))
+        fail_msg("%s", e.msg);
+    return id;
+}
+
+static void expect(const struct fixture *f, const struct engine_request *r)
+{
+    struct answer want;
+    answer_expected(&f->model, r, N_CTX, &want);
+    assert_answer(r->user, &want);
+    answer_release(&want);
+}
+
+/* What a request gives when it runs alone; the answer is where r->user points. */
+static void run_alone(struct fixture *f, const struct engine_request *r)
+{
+    submit(f, r);
+    run_until_idle(f->g);
+}
+
+static void test_one(void **state)
+{
+    struct fixture f;
+    open_fixture(&f, 64, 32, manual);
+    f.model.eog_every = 40;
+    int32_t prompt[N_CTX];
+    struct rng rng;
+    rng_seed(&rng, 1);
+    for (int i = 0; i < 60; i++) {
+        int n = 1 + (int)rng_below(&rng, 120);
+        fill_prompt(&rng, prompt, n);
+        answer_clear(&f.answers[0]);
+        struct engine_request r =
+            greedy_request(prompt, n, 1 + (int)rng_below(&rng, 80), f.answers);
+        r.ignore_eos = i % 4 == 1;
+        r.min_tokens = i % 3 == 0 ? (r.max_tokens < 20 ? r.max_tokens : 20) : 0;
+        run_alone(&f, &r);
+        expect(&f, &r);
+        assert_int_equal(f.answers[0].usage.prompt_tokens, n);
+    }
+    struct engine_stats s;
+    engine_get_stats(f.g, &s);
+    assert_int_equal(s.blocks_held, 0);
+    assert_int_equal(s.requests_done, 60);
+    assert_int_equal(s.running + s.waiting, 0);
+    close_fixture(&f);
+}
+
+static void test_length_is_cut_to_context(void **state)
+{
+    struct fixture f;
+    open_fixture(&f, 5, 16, manual); /* 160 positions */
+    int32_t prompt[N_CTX];
+    struct rng rng;
+    rng_seed(&rng, 2);
+    fill_prompt(&rng, prompt, N_CTX);
+    struct engine_request r = greedy_request(prompt, 150, 1000, f.answers);
+    run_alone(&f, &r);
+    assert_int_equal(f.answers[0].n_ids, 10);
+    assert_int_equal(f.answers[0].finish, FINISH_LENGTH);
+    struct err e = {0};
+    uint64_t id;
+    r.n_prompt = 160;
+    assert_int_equal(engine_submit(f.g, &r, &id, &e), ERR_INVALID);
+    assert_string_equal(e.param, "prompt");
+    close_fixture(&f);
+}
+
+/* Requests join and leave at every step; each answer is that of the request alone. */
+static void test_many(void **state)
+{
+    struct fixture f;
+    int32_t prompts[64][N_CTX];
+    struct engine_request r[64];
+    struct rng rng;
+    rng_seed(&rng, 3);
+    static const char *const stops[] = {"abc", "b c", "日本", "c.c", "a\nb"};
+    for (int round = 0; round < 6; round++) {
+        int pool = round % 2 ? 16 : 200; /* the small one preempts */
+        open_fixture(&f, pool, 48,
+                     (struct engine_opts){
+                         .manual = true, .prefix_cache = round % 3 != 0, .max_running = 12});
+        f.model.eog_every = 60;
+        for (int i = 0; i < 64; i++) {
+            int n = 1 + (int)rng_below(&rng, 150);
+            fill_prompt(&rng, prompts[i], n);
+            if (i % 3 && i >= 3) /* a prefix of another one */
+                memcpy(prompts[i], prompts[i - 3],
+                       sizeof(int32_t) * (rng_below(&rng, (uint64_t)n) + 1));
+            r[i] = greedy_request(prompts[i], n, 1 + (int)rng_below(&rng, 100), &f.answers[i]);
+            r[i].stop = stops;
+            r[i].n_stop = i % 2 ? (int)ARRAY_LEN(stops) : 0;
+            r[i].include_stop = i % 5 == 0;
+            r[i].tenant = i % 7 == 0 ? "other" : NULL;
+            r[i].priority = i % 11 == 0 ? 1 : 0;
+            submit(&f, &r[i]);
+            for (uint64_t k = rng_below(&rng, 4); k > 0; k--)
+                engine_step(f.g);
+        }
+        run_until_idle(f.g);
+        for (int i = 0; i < 64; i++)
+            expect(&f, &r[i]);
+        struct engine_stats s;
+        engine_get_stats(f.g, &s);
+        assert_int_equal(s.blocks_held, 0);
+        if (pool == 16)
+            assert_true(s.preemptions > 0);
+        assert_true(f.model.most_tokens <= 48);
+        close_fixture(&f);
+    }
+}
+
+/* The same seed gives the same tokens whatever else is in the batch. */
+static void test_seed_does_not_see_the_batch(void **state)
+{
+    struct fixture f;
+    int32_t prompts[33][60];
+    struct rng rng;
+    rng_seed(&rng, 4);
+    open_fixture(&f, 24, 64, manual);
+    struct engine_request r = greedy_request(prompts[32], 60, 50, &f.answers[62]);
+    fill_prompt(&rng, prompts[32], 60);
+    r.sampling.temperature = 1.5f;
+    r.sampling.top_p = 0.95f;
+    r.sampling.has_seed = true;
+    r.sampling.seed = 42;
+    run_alone(&f, &r);
+    for (int i = 0; i < 32; i++) {
+        fill_prompt(&rng, prompts[i], 60);
+        struct engine_request other = greedy_request(prompts[i], 60, 40, &f.answers[i]);
+        other.sampling.temperature = 1;
+        submit(&f, &other);
+        r.user = &f.answers[63];
+        if (i == 16)
+            submit(&f, &r);
+        engine_step(f.g);
+    }
+    run_until_idle(f.g);
+    assert_answer(&f.answers[63], &f.answers[62]);
+    assert_int_equal(f.answers[63].n_ids, 50);
+    close_fixture(&f);
+}
+
+static void test_cancel(void **state)
+{
+    struct fixture f;
+    int32_t prompt[200];
+    struct rng rng;
+    rng_seed(&rng, 5);
+    fill_prompt(&rng, prompt, 200);
+    open_fixture(&f, 20, 16, (struct engine_opts){.manual = true, .max_running = 2});
+    struct engine_request r = greedy_request(prompt, 200, 50, &f.answers[0]);
+    uint64_t prefill = submit(&f, &r);
+    r.n_prompt = 3;
+    r.user = &f.answers[1];
+    uint64_t decode = submit(&f, &r);
+    r.user = &f.answers[2];
+    uint64_t queued = submit(&f, &r);
+    r.user = &f.answers[3];
+    engine_cancel(f.g, submit(&f, &r)); /* in the inbox */
+    engine_step(f.g);
+    assert_int_equal(f.answers[3].finish, FINISH_CANCEL);
+    engine_cancel(f.g, prefill);
+    engine_cancel(f.g, queued);
+    engine_cancel(f.g, 12345);
+    engine_step(f.g);
+    assert_int_equal(f.answers[0].finish, FINISH_CANCEL);
+    assert_int_equal(f.answers[0].n_ids, 0);
+    assert_int_equal(f.answers[2].finish, FINISH_CANCEL);
+    engine_step(f.g);
+    engine_cancel(f.g, decode);
+    engine_cancel(f.g, decode);
+    engine_step(f.g);
+    assert_int_equal(f.answers[1].finish, FINISH_CANCEL);
+    assert_true(f.answers[1].n_ids > 0);
+    struct engine_stats s;
+    engine_get_stats(f.g, &s);
+    assert_int_equal(s.blocks_held, 0);
+    assert_int_equal(s.running + s.waiting, 0);
+    /* whoever is left gets its final event when the engine goes */
+    r.user = &f.answers[4];
+    submit(&f, &r);
+    engine_step(f.g);
+    r.user = &f.answers[5];
+    submit(&f, &r);
+    engine_free(f.g);
+    f.g = NULL;
+    assert_int_equal(f.answers[4].finish, FINISH_CANCEL);
+    assert_int_equal(f.answers[5].finish, FINISH_CANCEL);
+    close_fixture(&f);
+}
+
+static void test_pause(void **state)
+{
+    struct fixture f;
+    int32_t prompt[40];
+    struct rng rng;
+    rng_seed(&rng, 6);
+    fill_prompt(&rng, prompt, 40);
+    open_fixture(&f, 4, 16, manual); /* room for one long sequence */
+    struct engine_request slow = greedy_request(prompt, 40, 60, &f.answers[0]);
+    uint64_t id = submit(&f, &slow);
+    for (int i = 0; i < 10; i++)
+        engine_step(f.g);
+    int n = f.answers[0].n_ids;
+    assert_true(n > 0 && n < 60);
+    engine_pause(f.g, id, true);
+    assert_false(engine_step(f.g));
+    assert_int_equal(f.answers[0].n_ids, n);
+    /* another one needs the blocks: the paused one gives them up and loses nothing */
+    struct engine_request other = greedy_request(prompt + 5, 35, 60, &f.answers[1]);
+    submit(&f, &other);
+    run_until_idle(f.g);
+    expect(&f, &other);
+    assert_int_equal(f.answers[0].n_ids, n);
+    engine_pause(f.g, id, false);
+    run_until_idle(f.g);
+    expect(&f, &slow);
+    close_fixture(&f);
+}
+
+static void test_deadline(void **state)
+{
+    struct fixture f;
+    int32_t prompt[] = {7, 8, 9};
+    open_fixture(&f, 4, 16, manual);
+    struct engine_request r = greedy_request(prompt, 3, 60, &f.answers[0]);
+    r.deadline_ms = clock_ms(); /* has passed when the step looks */
+    submit(&f, &r);
+    engine_step(f.g);
+    assert_int_equal(f.answers[0].finish, FINISH_TIMEOUT);
+    assert_int_equal(f.answers[0].n_ids, 0);
+    close_fixture(&f);
+}
+
+static void test_nan(void **state)
+{
+    struct fixture f;
+    int32_t prompt[] = {7, 8, 9, 10, 11, 12};
+    open_fixture(&f, 4, 16, manual);
+    f.model.nan_after = 6;
+    struct engine_request bad = greedy_request(prompt, 6, 2, &f.answers[0]);
+    struct engine_request good = greedy_request(prompt, 2, 3, &f.answers[1]);
+    submit(&f, &bad);
+    submit(&f, &good);
+    run_until_idle(f.g);
+    assert_int_equal(f.answers[0].finish, FINISH_ERROR);
+    assert_int_not_equal(f.answers[0].err.code, 0);
+    expect(&f, &good);
+    close_fixture(&f);
+}
+
+static void test_logprobs(void **state)
+{
+    struct fixture f;
+    int32_t prompt[] = {7, 8, 9, 10, 11, 12};
+    open_fixture(&f, 4, 16, manual);
+    struct engine_request r = greedy_request(prompt, 6, 4, &f.answers[0]);
+    r.sampling.n_logprobs = 3;
+    r.sampling.presence_penalty = 1; /* does not show in logprobs */
+    run_alone(&f, &r);
+    const struct answer *a = &f.answers[0];
+    assert_int_equal(a->n_logprobs, a->n_ids);
+    int32_t tokens[10];
+    float logits[FAKE_VOCAB];
+    memcpy(tokens, prompt, sizeof prompt);
+    memcpy(tokens + 6, a->ids, 3 * sizeof *tokens);
+    fake_logits(&f.model, tokens, 9, logits);
+    double sum = 0;
+    for (int i = 0; i < FAKE_VOCAB; i++)
+        sum += exp((double)logits[i]);
+    for (int i = 0; i < 4; i++) {
+        const struct token_logprob *lp = &a->last_logprobs[i];
+        assert_true(fabs(lp->logprob - (logits[lp->id] - log(sum))) < 1e-4);
+        assert_true(i < 2 || lp->logprob <= a->last_logprobs[i - 1].logprob);
+    }
+    int better = 0;
+    for (int i = 0; i < FAKE_VOCAB; i++)
+        better += logits[i] > logits[a->last_logprobs[3].id];
+    assert_int_equal(better, 2);
+    close_fixture(&f);
+}
+
+static void refuse(struct fixture *f, const struct engine_request *r, const char *param)
+{
+    struct err e = {0};
+    uint64_t id;
+    assert_int_equal(engine_submit(f->g, r, &id, &e), ERR_INVALID);
+    assert_string_equal(e.param, param);
+}
+
+static void test_refusals(void **state)
+{
+    struct fixture f;
+    int32_t prompt[] = {7, 8, 9, FAKE_VOCAB};
+    const char *stops[] = {"", "\xff"};
+    struct logit_bias bias = {.id = FAKE_VOCAB, .bias = 1};
+    open_fixture(&f, 4, 16, (struct engine_opts){.manual = true, .max_queue = 2});
+    const struct engine_request ok = greedy_request(prompt, 3, 4, &f.answers[0]);
+    struct engine_request r = ok;
+    r.n_prompt = 0;
+    refuse(&f, &r, "prompt");
+    r.n_prompt = 4;
+    refuse(&f, &r, "prompt");
+    r = ok;
+    r.max_tokens = 0;
+    refuse(&f, &r, "max_tokens");
+    r = ok;
+    r.min_tokens = 5;
+    refuse(&f, &r, "min_tokens");
+    r = ok;
+    r.stop = stops;
+    r.n_stop = 1;
+    refuse(&f, &r, "stop");
+    r.stop = stops + 1;
+    refuse(&f, &r, "stop");
+    r = ok;
+    r.stop_ids = prompt + 3;
+    r.n_stop_ids = 1;
+    refuse(&f, &r, "stop_token_ids");
+    r = ok;
+    r.sampling.temperature = NAN;
+    refuse(&f, &r, "temperature");
+    r = ok;
+    r.sampling.top_p = 0;
+    refuse(&f, &r, "top_p");
+    r = ok;
+    r.sampling.bias = &bias;
+    r.sampling.n_bias = 1;
+    refuse(&f, &r, "logit_bias");
+    /* the queue */
+    struct err e = {0};
+    uint64_t id;
+    r = ok;
+    submit(&f, &r);
+    r.user = &f.answers[1];
+    submit(&f, &r);
+    r.user = &f.answers[2];
+    assert_int_equal(engine_submit(f.g, &r, &id, &e), ERR_BUSY);
+    engine_step(f.g);
+    submit(&f, &r);
+    run_until_idle(f.g);
+    expect(&f, &r);
+    close_fixture(&f);
+}
+
+static void test_stop_ids(void **state)
+{
+    struct fixture f;
+    int32_t prompt[] = {7, 8, 9};
+    open_fixture(&f, 4, 16, manual);
+    struct engine_request r = greedy_request(prompt, 3, 20, &f.answers[0]);
+    run_alone(&f, &r);
+    int32_t fifth = f.answers[0].ids[4];
+    int first = 0;
+    while (f.answers[0].ids[first] != fifth)
+        first++;
+    r.user = &f.answers[1];
+    r.stop_ids = &fifth;
+    r.n_stop_ids = 1;
+    run_alone(&f, &r);
+    assert_int_equal(f.answers[1].finish, FINISH_STOP);
+    assert_int_equal(f.answers[1].stop_id, fifth);
+    assert_int_equal(f.answers[1].n_ids, first + 1);
+    r.user = &f.answers[2];
+    r.min_tokens = 10;
+    run_alone(&f, &r);
+    assert_true(f.answers[2].n_ids > 10);
+    for (int i = 0; i < 10; i++)
+        assert_int_not_equal(f.answers[2].ids[i], fifth);
+    close_fixture(&f);
+}
+
+/* Several threads submit, cancel and pause while the engine runs. */
+
+struct client {
+    struct fixture *f;
+    int first, n;
+    int32_t prompts[64][80];
+};
+
+static void *client_thread(void *arg)
+{
+    struct client *c = arg;
+    struct rng rng;
+    rng_seed(&rng, (uint64_t)c->first);
+    for (int i = c->first; i < c->first + c->n; i++) {
+        int n = 1 + (int)rng_below(&rng, 79);
+        fill_prompt(&rng, c->prompts[i], n);
+        struct engine_request r = greedy_request(c->prompts[i], n, 60, &c->f->answers[i]);
+        uint64_t id;
+        while (engine_submit(c->f->g, &r, &id, NULL))
+            sched_yield();
+        if (i % 4 == 1)
+            engine_cancel(c->f->g, id);
+        if (i % 4 == 2) {
+            engine_pause(c->f->g, id, true);
+            engine_pause(c->f->g, id, false);
+        }
+        struct engine_stats s;
+        engine_get_stats(c->f->g, &s);
+        assert_true(engine_health(c->f->g, NULL));
+        if (i % 4 != 3) {
+            while (!__atomic_load_n(&c->f->answers[i].n_finals, __ATOMIC_ACQUIRE))
+                sched_yield();
+            enum finish_reason why = c->f->answers[i].finish;
+            assert_true(why == FINISH_LENGTH || (i % 4 == 1 && why == FINISH_CANCEL));
+        }
+    }
+    return NULL;
+}
+
+static void test_threads(void **state)
+{
+    struct fixture f;
+    open_fixture(&f, 30, 64, (struct engine_opts){.prefix_cache = true, .max_queue = 8});
+    static struct client clients[4];
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) {
+        clients[i].f = &f;
+        clients[i].first = i * 16;
+        clients[i].n = 16;
+        pthread_create(&threads[i], NULL, client_thread, &clients[i]);
+    }
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    engine_free(f.g);
+    f.g = NULL;
+    for (int i = 0; i < 64; i++)
+        assert_int_equal(f.answers[i].n_finals, 1);
+    close_fixture(&f);
+}
+
+/* The watchdog sees a step that does not end. */
+
+struct hang {
+    atomic_bool inside, go;
+};
+
+static void hang_in_step(void *arg)
+{
+    struct hang *h = arg;
+    atomic_store(&h->inside, true);
+    while (!atomic_load(&h->go))
+        sched_yield();
+}
+
+static void test_watchdog(void **state)
+{
+    struct fixture f;
+    struct hang h = {0};
+    int32_t prompt[] = {7, 8, 9};
+    open_fixture(&f, 4, 16, (struct engine_opts){.step_deadline_ms = 1});
+    f.model.on_step = hang_in_step;
+    f.model.arg = &h;
+    struct engine_request r = greedy_request(prompt, 3, 1, &f.answers[0]);
+    struct err e = {0};
+    submit(&f, &r);
+    while (!atomic_load(&h.inside))
+        sched_yield();
+    while (engine_health(f.g, &e))
+        sched_yield();
+    assert_int_equal(e.code, ERR_TIMEOUT);
+    atomic_store(&h.go, true);
+    while (!__atomic_load_n(&f.answers[0].n_finals, __ATOMIC_ACQUIRE))
+        sched_yield();
+    assert_true(engine_health(f.g, NULL));
+    close_fixture(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one),      cmocka_unit_test(test_length_is_cut_to_context),
+        cmocka_unit_test(test_many),     cmocka_unit_test(test_seed_does_not_see_the_batch),
+        cmocka_unit_test(test_cancel),   cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_deadline), cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_logprobs), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_stop_ids), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_watchdog),
+    };
+    return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
+}
