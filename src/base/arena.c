@@ -7,7 +7,8 @@
 #include "base/err.h"
 #include "base/mem.h"
 
-enum { ARENA_CHUNK_BYTES = 16 << 10 };
+/* The first chunk is small, as thousands of open streams hold an arena each; later ones double. */
+enum { ARENA_FIRST_BYTES = 1 << 10, ARENA_MOST_BYTES = 64 << 10 };
 
 struct arena_chunk {
     struct arena_chunk *next;
@@ -33,7 +34,11 @@ void *arena_alloc(struct arena *a, size_t n)
     n = (n + 15) & ~(size_t)15;
     struct arena_chunk *c = a->head;
     if (!c || c->cap - c->used < n) {
-        size_t cap = n > ARENA_CHUNK_BYTES ? n : ARENA_CHUNK_BYTES;
+        size_t cap = !c                          ? ARENA_FIRST_BYTES
+                     : c->cap < ARENA_MOST_BYTES ? c->cap * 2
+                                                 : ARENA_MOST_BYTES;
+        if (cap < n)
+            cap = n;
         c = xcalloc(1, sizeof *c + cap);
         c->cap = cap;
         c->next = a->head;
