@@ -1,7 +1,7 @@
 /* template.h - the chat template of a model: messages to prompt text.
  *
  * A template is Jinja source out of the model file, run by our own interpreter of the subset that
- * real templates use (template_*.c), under limits on steps, output, depth and memory, so that a
+ * real templates use (jinja_*.c), under limits on steps, output, depth and memory, so that a
  * hostile one ends with an error. The output remembers which bytes came from the template itself
  * (trusted: special tokens count) and which from a message (never a special token).
  *
@@ -9,6 +9,9 @@
 #pragma once
 
 #include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include "base/buf.h"
 #include "base/err.h"
