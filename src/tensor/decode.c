@@ -101,11 +101,12 @@ void decode_q2_k(const void *blocks, size_t n, float *out)
     EACH_BLOCK(b, block_q2_k, BLOCK_SUPER)
     {
         float d = f16_to_f32(b->d), dmin = f16_to_f32(b->dmin);
-        for (int i = 0; i < 256; i++) {
-            float scale = d * (float)(b->scales[i / 16] & 15);
-            float min = dmin * (float)(b->scales[i / 16] >> 4);
-            int q = b->qs[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
-            out[i] = scale * (float)q - min;
+        for (int g = 0; g < 16; g++) {
+            float scale = d * (float)(b->scales[g] & 15), min = dmin * (float)(b->scales[g] >> 4);
+            const uint8_t *qs = b->qs + g / 8 * 32 + g % 2 * 16;
+            int shift = g % 8 / 2 * 2;
+            for (int l = 0; l < 16; l++)
+                out[g * 16 + l] = scale * (float)(qs[l] >> shift & 3) - min;
         }
     }
 }
@@ -115,11 +116,14 @@ void decode_q3_k(const void *blocks, size_t n, float *out)
     EACH_BLOCK(b, block_q3_k, BLOCK_SUPER)
     {
         float d = f16_to_f32(b->d);
-        for (int i = 0; i < 256; i++) {
-            float scale = d * (float)q3_k_scale(b->scales, i / 16);
-            int q = b->qs[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
-            q |= (b->hmask[i % 32] >> i / 32 & 1) << 2;
-            out[i] = scale * (float)(q - 4);
+        for (int g = 0; g < 16; g++) {
+            float scale = d * (float)q3_k_scale(b->scales, g);
+            const uint8_t *qs = b->qs + g / 8 * 32 + g % 2 * 16, *hmask = b->hmask + g % 2 * 16;
+            int shift = g % 8 / 2 * 2, bit = g / 2;
+            for (int l = 0; l < 16; l++) {
+                int q = (qs[l] >> shift & 3) | (hmask[l] >> bit & 1) << 2;
+                out[g * 16 + l] = scale * (float)(q - 4);
+            }
         }
     }
 }
@@ -163,12 +167,15 @@ void decode_q6_k(const void *blocks, size_t n, float *out)
     EACH_BLOCK(b, block_q6_k, BLOCK_SUPER)
     {
         float d = f16_to_f32(b->d);
-        for (int i = 0; i < 256; i++) {
-            int half = i / 128, k = i % 128, l = i % 32;
-            int low = b->ql[half * 64 + k % 64] >> k / 64 * 4 & 15;
-            int high = b->qh[half * 32 + l] >> k / 32 * 2 & 3;
-            float scale = d * (float)b->scales[i / 16];
-            out[i] = scale * (float)((low | high << 4) - 32);
+        for (int g = 0; g < 16; g++) {
+            float scale = d * (float)b->scales[g];
+            const uint8_t *ql = b->ql + g / 8 * 64 + g % 4 * 16,
+                          *qh = b->qh + g / 8 * 32 + g % 2 * 16;
+            int low_shift = g % 8 / 4 * 4, high_shift = g % 8 / 2 * 2;
+            for (int l = 0; l < 16; l++) {
+                int q = (ql[l] >> low_shift & 15) | (qh[l] >> high_shift & 3) << 4;
+                out[g * 16 + l] = scale * (float)(q - 32);
+            }
         }
     }
 }
