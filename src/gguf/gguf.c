@@ -205,15 +205,27 @@ uint32_t gguf_version(const struct gguf *g)
     return g->parts[0].version;
 }
 
+static void digest(EVP_MD_CTX *ctx, const void *p, size_t n)
+{
+    BUG_ON(EVP_DigestUpdate(ctx, p, n) != 1);
+}
+
 void gguf_fingerprint(const struct gguf *g, uint8_t out[32])
 {
+    enum { SAMPLE = 64 };
     EVP_MD_CTX *ctx = EVP_MD_CTX_new();
     BUG_ON(!ctx || EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) != 1);
     for (size_t i = 0; i < g->n_parts; i++) {
         const struct gguf_part *p = &g->parts[i];
         uint64_t n_bytes = p->n_bytes;
-        BUG_ON(EVP_DigestUpdate(ctx, &n_bytes, sizeof n_bytes) != 1);
-        BUG_ON(EVP_DigestUpdate(ctx, p->base, p->header_bytes) != 1);
+        digest(ctx, &n_bytes, sizeof n_bytes);
+        digest(ctx, p->base, p->header_bytes);
+    }
+    for (size_t i = 0; i < g->n_tensors; i++) {
+        const struct gguf_tensor *t = &g->tensors[i];
+        size_t n = t->n_bytes < SAMPLE ? t->n_bytes : SAMPLE;
+        digest(ctx, t->data, n);
+        digest(ctx, (const uint8_t *)t->data + t->n_bytes - n, n);
     }
     BUG_ON(EVP_DigestFinal_ex(ctx, out, NULL) != 1);
     EVP_MD_CTX_free(ctx);

@@ -3,7 +3,12 @@
  * The file is memory-mapped and read-only. Every count, length, offset and type is checked against
  * the file before it is used, so a hostile or cut file ends in an ERR_FORMAT that names the key or
  * tensor. Pointers handed out point into the mapping and live until gguf_close. Immutable after
- * open: any number of threads may read.
+ * open: any number of threads may read. Replace a model file by renaming, never by writing into it:
+ * a file cut short while it is mapped ends the process.
+ *
+ * Errors of open: ERR_NOTFOUND, ERR_IO, ERR_FORMAT (damaged), ERR_UNSUPPORTED (another version,
+ * byte order or tensor type), ERR_LIMIT, ERR_INVALID (not part 1, renamed parts), ERR_NOMEM. Keys
+ * and names of tensors are printable UTF-8 and unique; values of string keys are any bytes.
  *
  * Source of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md */
 #pragma once
@@ -42,7 +47,8 @@ struct gguf;
 /* Opens path and, if it is part 1 of a split model (...-00001-of-0000N.gguf), the other parts. */
 int gguf_open(struct gguf **out, const char *path, struct err *e);
 
-/* The same over bytes in memory that the caller keeps alive; split files are refused. */
+/* The same over bytes in memory, aligned to 8, that the caller keeps alive; split files are
+ * refused. */
 int gguf_open_mem(struct gguf **out, const void *data, size_t n, struct err *e);
 void gguf_close(struct gguf *g);
 
@@ -50,19 +56,21 @@ const char *gguf_path(const struct gguf *g);  /* "" for memory */
 size_t gguf_file_bytes(const struct gguf *g); /* all parts */
 uint32_t gguf_version(const struct gguf *g);
 
-/* SHA-256 over the header (all metadata and tensor infos) and the size of every part: changes with
- * the model, costs milliseconds. 32 bytes. */
+/* SHA-256 over the header (all metadata and tensor infos), the size of every part and the first and
+ * last 64 bytes of every tensor: tells fine-tunes of one model apart, which often differ in nothing
+ * but weights. Costs milliseconds once those pages are in memory. 32 bytes. */
 void gguf_fingerprint(const struct gguf *g, uint8_t out[32]);
 
-/* Metadata. Getters without `e` return the default when the key is absent or of another kind. */
+/* Metadata, of part 1 where there are several. Getters with `e` answer ERR_NOTFOUND or ERR_FORMAT;
+ * those without return the default when the key is absent or of another kind. */
 size_t gguf_n_keys(const struct gguf *g);
 struct str gguf_key(const struct gguf *g, size_t i);
 enum gguf_kind gguf_key_kind(const struct gguf *g, size_t i);
 bool gguf_has(const struct gguf *g, const char *key);
-int gguf_get_u32(const struct gguf *g, const char *key, uint32_t *out,
-                 struct err *e); /* any integer kind in range */
-int gguf_get_f32(const struct gguf *g, const char *key, float *out,
-                 struct err *e); /* any float kind, finite */
+
+/* u32: any integer kind, in range. f32: any float kind, finite. */
+int gguf_get_u32(const struct gguf *g, const char *key, uint32_t *out, struct err *e);
+int gguf_get_f32(const struct gguf *g, const char *key, float *out, struct err *e);
 int gguf_get_str(const struct gguf *g, const char *key, struct str *out, struct err *e);
 uint32_t gguf_u32(const struct gguf *g, const char *key, uint32_t fallback);
 float gguf_f32(const struct gguf *g, const char *key, float fallback);

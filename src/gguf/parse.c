@@ -334,15 +334,10 @@ static void take_tensors(struct cursor *c, struct gguf *g, struct gguf_part *par
     free(spans);
 }
 
-static int no_memory(struct cursor *c)
+/* Magic, version and the two counts. */
+static void take_start(struct cursor *c, const struct gguf *g, struct gguf_part *part,
+                       uint64_t *n_keys)
 {
-    return fail(c, ERR_NOMEM, "no memory for the header of the model file");
-}
-
-/* Magic, version and the two counts; makes room for what they announce. */
-static void take_start(struct cursor *c, struct gguf *g, size_t p, uint64_t *n_keys)
-{
-    struct gguf_part *part = &g->parts[p];
     const uint8_t *magic = take(c, 4);
     if (!magic || memcmp(magic, "GGUF", 4)) {
         c->rc = 0;
@@ -350,11 +345,10 @@ static void take_start(struct cursor *c, struct gguf *g, size_t p, uint64_t *n_k
         return;
     }
     part->version = take_u32(c);
+    if (!c->rc && part->version && !(part->version & 0xffff))
+        fail(c, ERR_UNSUPPORTED, "the file is big-endian GGUF: convert it to little-endian");
     if (!c->rc && part->version != 2 && part->version != 3)
-        fail(c, ERR_UNSUPPORTED,
-             part->version && !(part->version & 0xffff)
-                 ? "the file is big-endian GGUF: convert it to little-endian"
-                 : "the file has GGUF version %u, 2 and 3 are read: convert it again",
+        fail(c, ERR_UNSUPPORTED, "the file has GGUF version %u, 2 and 3 are read: convert it again",
              part->version);
     uint64_t n_tensors = take_u64(c);
     *n_keys = take_u64(c);
@@ -368,17 +362,20 @@ static void take_start(struct cursor *c, struct gguf *g, size_t p, uint64_t *n_k
         fail(c, ERR_FORMAT,
              "the file claims %" PRIu64 " tensors and %" PRIu64 " keys, more than it can hold",
              n_tensors, *n_keys);
-    if (c->rc)
-        return;
     part->first_tensor = g->n_tensors;
     part->n_tensors = (size_t)n_tensors;
-    size_t total = g->n_tensors + part->n_tensors;
-    struct gguf_tensor *grown = try_calloc(total, sizeof *grown);
-    if (p == 0)
-        g->values = try_calloc(*n_keys, sizeof *g->values);
+}
+
+/* Room for the announced tensors behind those of earlier parts and, in part 0, for the keys. */
+static void make_room(struct cursor *c, struct gguf *g, const struct gguf_part *part,
+                      bool keep_keys, uint64_t n_keys)
+{
+    struct gguf_tensor *grown = try_calloc(g->n_tensors + part->n_tensors, sizeof *grown);
+    if (keep_keys)
+        g->values = try_calloc(n_keys, sizeof *g->values);
     if (!grown || !g->values) {
         free(grown);
-        no_memory(c);
+        fail(c, ERR_NOMEM, "no memory for the header of the model file");
         return;
     }
     if (g->n_tensors)
@@ -398,7 +395,9 @@ int gguf_parse_part(struct gguf *g, size_t p, uint32_t *split_no, uint32_t *spli
                        .e = e};
     struct own_keys own = {.alignment = 32};
     uint64_t n_keys = 0;
-    take_start(&c, g, p, &n_keys);
+    take_start(&c, g, part, &n_keys);
+    if (!c.rc)
+        make_room(&c, g, part, p == 0, n_keys);
     c.doing = "metadata";
     if (!c.rc)
         take_metadata(&c, g, p == 0, (size_t)n_keys, &own);

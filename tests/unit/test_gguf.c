@@ -208,6 +208,29 @@ static void test_good(void **state)
     buf_release(&b);
 }
 
+/* One weight makes another fingerprint, in the first tensor as in the last. */
+static void test_fingerprint(void **state)
+{
+    struct buf b = {0};
+    make_good(&b);
+    uint8_t sums[3][32];
+    for (size_t i = 0; i < ARRAY_LEN(sums); i++) {
+        struct gguf *g;
+        void *copy;
+        char *changed = b.data + b.len - (i == 1 ? 64 : 1);
+        *changed ^= i > 0;
+        assert_int_equal(open_bytes(&b, &g, &copy, NULL), 0);
+        gguf_fingerprint(g, sums[i]);
+        gguf_close(g);
+        free(copy);
+        *changed ^= i > 0;
+    }
+    assert_memory_not_equal(sums[0], sums[1], 32);
+    assert_memory_not_equal(sums[0], sums[2], 32);
+    assert_memory_not_equal(sums[1], sums[2], 32);
+    buf_release(&b);
+}
+
 /* What each hostile file is: a name, how it is made, the error and a part of its message. */
 static void hostile_magic(struct buf *b)
 {
@@ -822,11 +845,12 @@ static void test_no_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_real_model), cmocka_unit_test(test_good),
-        cmocka_unit_test(test_hostile),    cmocka_unit_test(test_cut_and_changed),
-        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_writer),
-        cmocka_unit_test(test_copy),       cmocka_unit_test(test_disk_full),
-        cmocka_unit_test(test_split),      cmocka_unit_test(test_no_file),
+        cmocka_unit_test(test_real_model),      cmocka_unit_test(test_good),
+        cmocka_unit_test(test_fingerprint),     cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_cut_and_changed), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_writer),          cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_disk_full),       cmocka_unit_test(test_split),
+        cmocka_unit_test(test_no_file),
     };
     return cmocka_run_group_tests_name("gguf", tests, NULL, NULL);
 }
