@@ -385,6 +385,14 @@ static inline size_t rig_rss(void)
     return (size_t)pages * (size_t)sysconf(_SC_PAGESIZE);
 }
 
+/* Sanitizers keep freed memory and shadows of all of it. */
+static inline void assert_memory_growth(size_t grown, size_t most)
+{
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    assert_true(grown <= most);
+#endif
+}
+
 static inline int rig_fds(void)
 {
     DIR *d = opendir("/proc/self/fd");
