@@ -231,11 +231,14 @@ static void softmax(struct sampler_cand *c, int n, float max, float temperature)
         c[i].p /= sum;
 }
 
-/* Keeps the candidates that come first by s->keys (filled by the caller) and together have `mass`.
- */
-static int keep_mass(struct sampler *s, int n, double mass)
+/* Keeps the candidates that come first by s->keys (the caller's) and together have `mass`; with
+ * `ties` also all whose key is that of the last one. */
+static int keep_mass(struct sampler *s, int n, double mass, bool ties)
 {
     struct sampler_key last = select_run(s->keys, n, mass);
+    if (ties)
+        last.id = s->n_vocab;
+    next_stamp(s);
     for (int i = 0; i < n; i++) /* the selection moved the keys: mark what is in the run */
         s->seen[s->keys[i].id] = before(&last, &s->keys[i]) ? 0 : s->stamp;
     int m = 0;
@@ -257,8 +260,7 @@ static int cut_typical(struct sampler *s, int n, float max, double mass)
         s->keys[i] = (struct sampler_key){
             .key = (float)fabs(-log(c->p) - entropy), .weight = (float)c->p, .id = c->id};
     }
-    next_stamp(s);
-    return keep_mass(s, n, mass);
+    return keep_mass(s, n, mass, true);
 }
 
 /* Nucleus sampling (Holtzman et al., 2020): likeliest first. */
@@ -269,8 +271,7 @@ static int cut_top_p(struct sampler *s, int n, float max, double mass)
         const struct sampler_cand *c = &s->cands[i];
         s->keys[i] = (struct sampler_key){.key = -c->logit, .weight = (float)c->p, .id = c->id};
     }
-    next_stamp(s);
-    return keep_mass(s, n, mass);
+    return keep_mass(s, n, mass, false);
 }
 
 static int cut_min_p(struct sampler *s, int n, float max, float min_p)
