@@ -79,14 +79,15 @@ static int32_t likeliest(const float *logits, bool no_eog)
 }
 
 /* The first stop string to be complete in text from byte `from` on; the longest of equals. */
-static const char *find_stop(const struct engine_request *r, const struct buf *text, size_t from,
+static const char *find_stop(const struct engine_request *r, const struct answer *a, size_t from,
                              size_t *at)
 {
+    const struct buf *text = &a->text;
     for (size_t end = from; end <= text->len; end++) {
         const char *found = NULL;
         for (int i = 0; i < r->n_stop; i++) {
             size_t n = strlen(r->stop[i]);
-            if (n <= end && memcmp(text->data + end - n, r->stop[i], n) == 0 &&
+            if (a->n_unwatched + n <= end && memcmp(text->data + end - n, r->stop[i], n) == 0 &&
                 (!found || n > strlen(found))) {
                 found = r->stop[i];
                 *at = end - n;
@@ -101,7 +102,9 @@ static const char *find_stop(const struct engine_request *r, const struct buf *t
 static bool take_text(const struct engine_request *r, struct answer *out, size_t from)
 {
     size_t at;
-    const char *stop = r->n_stop && out->text.len ? find_stop(r, &out->text, from, &at) : NULL;
+    if (out->n_ids <= r->min_tokens)
+        out->n_unwatched = out->text.len;
+    const char *stop = r->n_stop && out->text.len ? find_stop(r, out, from, &at) : NULL;
     if (!stop)
         return false;
     out->text.len = at + (r->include_stop ? strlen(stop) : 0);
@@ -139,6 +142,15 @@ void answer_expected(const struct fake_model *m, const struct engine_request *r,
     size_t from = out->text.len + 1;
     tok_stream_end(&stream, &out->text);
     take_text(r, out, from);
+}
+
+bool answer_equal(const struct answer *got, const struct answer *want)
+{
+    return got->n_finals == 1 && got->finish == want->finish && got->n_ids == want->n_ids &&
+           memcmp(got->ids, want->ids, (size_t)want->n_ids * sizeof *want->ids) == 0 &&
+           strcmp(buf_str(&got->text), buf_str(&want->text)) == 0 &&
+           strcmp(buf_str(&got->stop_text), buf_str(&want->stop_text)) == 0 &&
+           got->stop_id == want->stop_id;
 }
 
 void assert_answer(const struct answer *got, const struct answer *want)

@@ -11,6 +11,7 @@ struct answer {
     int n_ids;
     struct buf text;
     struct buf stop_text;
+    size_t n_unwatched; /* expected answers: text of the first min_tokens, where no stop counts */
     enum finish_reason finish;
     int stop_id;
     int n_finals, n_events;
@@ -34,7 +35,10 @@ struct engine_request greedy_request(const int32_t *prompt, int n_prompt, int ma
 void answer_expected(const struct fake_model *m, const struct engine_request *r, int n_ctx,
                      struct answer *out);
 
-/* Fails the test unless tokens, text, finish and stop agree. */
+/* Whether tokens, text, finish and stop agree. */
+bool answer_equal(const struct answer *got, const struct answer *want);
+
+/* Fails the test unless they do. */
 void assert_answer(const struct answer *got, const struct answer *want);
 
 /* Steps a manual engine until it has nothing to do. Returns the steps. */

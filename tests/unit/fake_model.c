@@ -85,6 +85,7 @@ static void forward(void *ctx, const struct batch_seq *seqs, int n_seqs, float *
 static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
 {
     struct fake_model *m = ctx;
+    n_tokens -= m->forgetful;
     memmove(&m->slots[to * KV_BLOCK_TOKENS], &m->slots[from * KV_BLOCK_TOKENS],
             (size_t)n_tokens * sizeof *m->slots);
 }

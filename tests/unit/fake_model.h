@@ -21,6 +21,7 @@ struct fake_model {
     int most_tokens;    /* in one step */
     int nan_after;      /* positions from which logits are NaN, 0: never */
     int eog_every; /* the end of generation is the likeliest for one context in so many, 0: never */
+    bool forgetful; /* a planted bug: copy_block leaves out the last token */
     void (*on_step)(void *arg);
     void *arg;
 };
