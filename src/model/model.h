@@ -23,6 +23,8 @@ struct model_opts {
     const char *isa;   /* "auto", "avx512", "avx2", "scalar"; NULL is auto */
     enum kv_type kv_type;
     int max_batch_tokens; /* most tokens in one step, 0: 512 */
+    int n_ctx;            /* the longest context that will be used, 0: the model's. Decides between
+                             the short and the long rope factors of Phi-3 */
     const char *pack_dir; /* where the packed cache file may be written; NULL: do not cache */
     /* Called now and then while weights are packed, on the calling thread; may be NULL. Returning
      * false cancels with ERR_CANCELED. */

@@ -1,0 +1,53 @@
+/* internal.h - what a model is made of. Private to src/model. */
+#pragma once
+
+#include "kernels/kernels.h"
+#include "model/arch.h"
+#include "model/hparams.h"
+#include "model/model.h"
+#include "model/plan.h"
+#include "model/rope.h"
+#include "model/weights.h"
+
+enum { N_ACT_TYPES = 3, MAX_BATCH_TOKENS = 1 << 16 };
+
+/* Memory of one step for at most n_tokens tokens (T). Two buffers serve twice in a layer, because
+ * their first content is used up when the second is made. */
+struct scratch {
+    int n_tokens;
+    float *x;      /* [T][n_embd] the residual stream */
+    float *narrow; /* [T][n_embd] normalised x, then [T][q] what attention gave */
+    float *wide;   /* [T][q + 2 kv] q, k, v, then [T][n_ff] the feed-forward inside */
+    float *angles; /* [T][n_rot] */
+    void *act[N_ACT_TYPES];
+    float *partials; /* [n_kv_heads][PLAN_MAX_PARTIALS][group][partial floats] */
+    char *attention; /* [n_threads][attention_bytes] */
+    size_t attention_bytes;
+    int32_t *rows; /* [T] tokens whose logits are wanted */
+    void *memory;
+    size_t bytes;
+    struct plan plan;
+};
+
+struct model {
+    struct model_info info;
+    struct hparams hp;
+    const struct arch *arch;
+    struct weights weights;
+    struct rope rope;
+    struct kv_layout kv;
+    const struct kernels *kernels;
+    struct pool *pool;
+    struct scratch scratch;
+};
+
+struct kv_mem {
+    char *memory;
+    size_t bytes;
+    size_t block_bytes; /* of one layer */
+    size_t layer_bytes;
+    int n_layers, n_blocks;
+};
+
+int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct err *e);
+void scratch_release(struct scratch *s);

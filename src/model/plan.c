@@ -1,0 +1,278 @@
+#include "model/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+enum {
+    COLUMNS = 64,          /* query rows (tokens x heads of a group) of a piece of prefill */
+    UNITS_PER_THREAD = 4,  /* a piece for one head costs at most this share of a thread's work */
+    MIN_SPLIT_BLOCKS = 4,  /* a shorter range of blocks is not worth a merge */
+    MIN_SHARED_BLOCKS = 2, /* neither is a shorter shared prefix */
+    SMALL = 4,      /* tokens of a sequence; longer chunks reuse a block well by themselves */
+    BLOCK_COST = 8, /* reading a block, in query rows that use it */
+};
+
+int plan_init(struct plan *p, int max_tokens, struct err *e)
+{
+    size_t n = (size_t)max_tokens;
+    *p = (struct plan){.max_tokens = max_tokens};
+    /* A finished piece has a token of its own, a partial one a partial row. */
+    p->max_pieces = max_tokens + PLAN_MAX_PARTIALS;
+    p->tokens = try_calloc(2 * n, sizeof *p->tokens);
+    p->pos = try_calloc(2 * n, sizeof *p->pos);
+    p->pieces = try_calloc((size_t)p->max_pieces, sizeof *p->pieces);
+    p->merges = try_calloc(n, sizeof *p->merges);
+    p->parts = try_calloc(PLAN_MAX_PARTIALS, sizeof *p->parts);
+    p->members = try_calloc(n, sizeof *p->members);
+    p->starts = try_calloc(n, sizeof *p->starts);
+    p->planned = try_calloc(n, sizeof *p->planned);
+    if (p->tokens && p->pos && p->pieces && p->merges && p->parts && p->members && p->starts &&
+        p->planned)
+        return 0;
+    plan_release(p);
+    return err_set(e, ERR_NOMEM, "out of memory for a step of %d tokens", max_tokens);
+}
+
+void plan_release(struct plan *p)
+{
+    free(p->tokens);
+    free(p->pos);
+    free(p->pieces);
+    free(p->merges);
+    free(p->parts);
+    free(p->members);
+    free(p->starts);
+    free(p->planned);
+    *p = (struct plan){0};
+}
+
+struct planner {
+    struct plan *plan;
+    const struct plan_shape *shape;
+    const struct batch_seq *seqs;
+    int n_seqs;
+    int64_t piece_cost; /* the most that a piece should cost, for one head */
+};
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int first_block(const struct plan_shape *s, int pos)
+{
+    return s->window && pos >= s->window ? (pos - s->window + 1) / KV_BLOCK_TOKENS : 0;
+}
+
+static int end_block(const struct batch_seq *s)
+{
+    return (s->pos + s->n_tokens - 1) / KV_BLOCK_TOKENS + 1;
+}
+
+static int64_t cost(const struct plan_shape *s, int n_tokens, int n_blocks)
+{
+    return (int64_t)n_blocks * (BLOCK_COST + (int64_t)n_tokens * s->group);
+}
+
+static int64_t total_cost(const struct planner *pl)
+{
+    int64_t sum = 0;
+    for (int i = 0; i < pl->n_seqs; i++) {
+        const struct batch_seq *s = &pl->seqs[i];
+        sum += cost(pl->shape, s->n_tokens, end_block(s) - first_block(pl->shape, s->pos));
+    }
+    return sum;
+}
+
+static void list_tokens(struct plan *p, int token, const struct batch_seq *s)
+{
+    for (int i = 0; i < s->n_tokens; i++) {
+        p->tokens[p->n_listed] = token + i;
+        p->pos[p->n_listed++] = s->pos + i;
+    }
+}
+
+static void add_piece(struct plan *p, struct plan_piece piece)
+{
+    BUG_ON(p->n_pieces == p->max_pieces);
+    p->pieces[p->n_pieces++] = piece;
+}
+
+/* Finished pieces: the queries cut, each against all the blocks it sees. */
+static void add_whole(struct planner *pl, const struct batch_seq *seq, int first)
+{
+    int step = COLUMNS / pl->shape->group > 0 ? COLUMNS / pl->shape->group : 1;
+    for (int i = 0; i < seq->n_tokens; i += step) {
+        int n = min_int(step, seq->n_tokens - i);
+        add_piece(pl->plan, (struct plan_piece){
+                                .table = seq->blocks,
+                                .block_begin = first_block(pl->shape, seq->pos + i),
+                                .block_end = (seq->pos + i + n - 1) / KV_BLOCK_TOKENS + 1,
+                                .first = first + i,
+                                .n_tokens = n,
+                                .partial = -1,
+                            });
+    }
+}
+
+/* How many pieces a range of blocks is cut into. */
+static int n_splits(const struct planner *pl, int n_tokens, int n_blocks)
+{
+    int64_t n = (cost(pl->shape, n_tokens, n_blocks) + pl->piece_cost - 1) / pl->piece_cost;
+    int most = n_blocks / MIN_SPLIT_BLOCKS;
+    if (pl->shape->n_threads == 1 || most < 1)
+        return 1;
+    return n < most ? (int)n : most;
+}
+
+/* Partial pieces: the range in n_splits pieces. Returns how many. */
+static int add_partial(struct planner *pl, struct plan_piece range)
+{
+    struct plan *p = pl->plan;
+    int begin = range.block_begin, blocks = range.block_end - begin;
+    int n = n_splits(pl, range.n_tokens, blocks);
+    for (int i = 0; i < n; i++) {
+        range.block_begin = begin + (int)((int64_t)blocks * i / n);
+        range.block_end = begin + (int)((int64_t)blocks * (i + 1) / n);
+        range.partial = p->n_partials;
+        p->n_partials += range.n_tokens;
+        add_piece(p, range);
+    }
+    return n;
+}
+
+/* Partial rows of n pieces, each with `stride` rows, from row `first` on. */
+struct rows {
+    int first, n, stride;
+};
+
+static void add_merges(struct plan *p, int token, int n_tokens, struct rows shared, struct rows own)
+{
+    for (int i = 0; i < n_tokens; i++) {
+        p->merges[p->n_merges++] = (struct plan_merge){token + i, p->n_parts, shared.n + own.n};
+        for (int k = 0; k < shared.n; k++)
+            p->parts[p->n_parts++] = shared.first + k * shared.stride + i;
+        for (int k = 0; k < own.n; k++)
+            p->parts[p->n_parts++] = own.first + k * own.stride + i;
+    }
+}
+
+/* How many leading blocks two sequences share that lie before the new tokens of both. */
+static int shared_blocks(const struct batch_seq *a, const struct batch_seq *b)
+{
+    int most = min_int(a->pos, b->pos) / KV_BLOCK_TOKENS, n = 0;
+    while (n < most && a->blocks[n] == b->blocks[n])
+        n++;
+    return n;
+}
+
+/* Sequences with a prefix in common with `leader`: into plan.members, the leader first. */
+struct group {
+    int n_members, n_tokens;
+    int shared; /* blocks */
+};
+
+static struct group find_group(struct planner *pl, int leader)
+{
+    struct plan *p = pl->plan;
+    struct group g = {1, pl->seqs[leader].n_tokens, 0};
+    p->members[0] = leader;
+    if (pl->shape->window || pl->seqs[leader].n_tokens > SMALL)
+        return g;
+    for (int i = leader + 1; i < pl->n_seqs; i++) {
+        if (p->planned[i] || pl->seqs[i].n_tokens > SMALL)
+            continue;
+        int n = shared_blocks(&pl->seqs[leader], &pl->seqs[i]);
+        if (n < MIN_SHARED_BLOCKS || n < g.shared / 2)
+            continue;
+        g.shared = g.shared ? min_int(g.shared, n) : n;
+        g.n_tokens += pl->seqs[i].n_tokens;
+        p->members[g.n_members++] = i;
+    }
+    return g;
+}
+
+static int own_blocks(const struct planner *pl, const struct batch_seq *s, int shared)
+{
+    int first = first_block(pl->shape, s->pos);
+    return end_block(s) - (first > shared ? first : shared);
+}
+
+/* Whether the partial rows of a group fit beside those already planned. */
+static bool fits(const struct planner *pl, const struct group *g)
+{
+    int n = g->shared ? g->n_tokens * n_splits(pl, g->n_tokens, g->shared) : 0;
+    for (int i = 0; i < g->n_members; i++) {
+        const struct batch_seq *s = &pl->seqs[pl->plan->members[i]];
+        n += s->n_tokens * n_splits(pl, s->n_tokens, own_blocks(pl, s, g->shared));
+    }
+    return pl->plan->n_partials + n <= PLAN_MAX_PARTIALS;
+}
+
+/* The blocks of a member after the shared ones, and its merges. */
+static void plan_member(struct planner *pl, int index, struct group g, struct rows shared)
+{
+    struct plan *p = pl->plan;
+    const struct batch_seq *s = &pl->seqs[index];
+    int first = first_block(pl->shape, s->pos), token = p->starts[index];
+    struct rows own = {p->n_partials, 0, s->n_tokens};
+    own.n = add_partial(pl, (struct plan_piece){
+                                .table = s->blocks,
+                                .block_begin = first > g.shared ? first : g.shared,
+                                .block_end = end_block(s),
+                                .first = token,
+                                .n_tokens = s->n_tokens,
+                            });
+    add_merges(p, token, s->n_tokens, shared, own);
+}
+
+static void plan_group(struct planner *pl, int leader)
+{
+    struct plan *p = pl->plan;
+    const struct batch_seq *seq = &pl->seqs[leader];
+    struct group g = find_group(pl, leader);
+    if (!fits(pl, &g))
+        g = (struct group){1, seq->n_tokens, 0};
+    for (int i = 0; i < g.n_members; i++)
+        p->planned[p->members[i]] = 1;
+    bool split = n_splits(pl, seq->n_tokens, own_blocks(pl, seq, 0)) > 1 &&
+                 seq->n_tokens <= SMALL && fits(pl, &g);
+    if (!g.shared && !split) {
+        add_whole(pl, seq, p->starts[leader]);
+        return;
+    }
+    struct rows shared = {p->n_partials, 0, g.n_tokens};
+    if (g.shared) {
+        int first = p->n_listed;
+        for (int i = 0; i < g.n_members; i++)
+            list_tokens(p, p->starts[p->members[i]], &pl->seqs[p->members[i]]);
+        shared.n = add_partial(pl, (struct plan_piece){
+                                       .table = seq->blocks,
+                                       .block_end = g.shared,
+                                       .first = first,
+                                       .n_tokens = g.n_tokens,
+                                   });
+    }
+    for (int i = 0; i < g.n_members; i++) {
+        plan_member(pl, p->members[i], g, shared);
+        shared.first += pl->seqs[p->members[i]].n_tokens;
+    }
+}
+
+void plan_make(struct plan *p, const struct plan_shape *shape, const struct batch_seq *seqs,
+               int n_seqs)
+{
+    p->n_listed = p->n_pieces = p->n_merges = p->n_partials = p->n_parts = 0;
+    for (int i = 0; i < n_seqs; i++) {
+        p->planned[i] = 0;
+        p->starts[i] = p->n_listed;
+        list_tokens(p, p->starts[i], &seqs[i]);
+    }
+    struct planner pl = {p, shape, seqs, n_seqs, 0};
+    pl.piece_cost = 1 + total_cost(&pl) * shape->n_kv_heads / (UNITS_PER_THREAD * shape->n_threads);
+    for (int i = 0; i < n_seqs; i++)
+        if (!p->planned[i])
+            plan_group(&pl, i);
+}
