@@ -15,8 +15,8 @@
 struct tokenizer;
 
 /* Reads the tokenizer of a model file; needs g only during the call. ERR_FORMAT names the key that
- * is wrong, ERR_UNSUPPORTED the tokenizer.ggml.model that is not known. An unknown
- * tokenizer.ggml.pre is taken as "gpt-2", with a warning in the log. */
+ * is wrong, ERR_NOTFOUND the one that is missing, ERR_UNSUPPORTED the tokenizer.ggml.model that is
+ * not known. An unknown tokenizer.ggml.pre is taken as "gpt-2", with a warning in the log. */
 int tokenizer_new(struct tokenizer **out, const struct gguf *g, struct err *e);
 void tokenizer_free(struct tokenizer *t);
 

@@ -212,7 +212,20 @@ def make_bpe():
         hf_vectors(f"{HERE}/bpe-{pre}.json", "tokenizers, bpe.gguf, trained by make_small.py", json.dumps(j))
 
 
+def make_seeds():
+    """Tiny model files for tests/fuzz/fuzz_vocab.c to begin with."""
+    out = f"{HERE}/../../fuzz/corpus/vocab"
+    tokens = "<unk> <s> </s> <0x0A> \u2581 a aa \u2581a b ab <|end|>".split()
+    write_gguf(f"{out}/spm.gguf", "llama", [t.encode() for t in tokens], [2, 3, 3, 6, 1, 1, 1, 1, 1, 1, 4],
+               scores=[-float(i) for i in range(len(tokens))], add_space_prefix=True, arch="phi3")
+    tokens = "a b c ab abab \u0120 \u010a \u00c3 \u00a9 1 2 <|im_start|>".split()
+    for pre in ("gpt-2", "llama-bpe", "qwen2", "deepseek-llm"):
+        write_gguf(f"{out}/bpe-{pre}.gguf", "gpt2", [t.encode() for t in tokens], [1] * 11 + [3],
+                   merges=["a b", "ab ab", "\u00c3 \u00a9"], pre=pre, bos_token_id=11, eos_token_id=11)
+
+
 if __name__ == "__main__":
+    make_seeds()
     make_spm("spm-llama", llama_like())
     make_spm("spm-gemma", gemma_like())
     make_spm("spm-plain", plain())
