@@ -6,7 +6,8 @@
 
 #include "base/mem.h"
 
-static void refuse(struct parser *p, int code, const char *fmt, va_list ap)
+__attribute__((format(printf, 3, 0))) static void refuse(struct parser *p, int code,
+                                                         const char *fmt, va_list ap)
 {
     char what[200];
     vsnprintf(what, sizeof what, fmt, ap);

@@ -63,7 +63,7 @@ static struct value sort_key(struct run *r, struct value item, const struct valu
 static struct args rest(const struct args *a, size_t used)
 {
     used = a->n < used ? a->n : used;
-    return (struct args){a->pos + used, a->n - used, a->keywords, a->n_keywords};
+    return (struct args){used ? a->pos + used : a->pos, a->n - used, a->keywords, a->n_keywords};
 }
 
 static const struct value *keyword(const struct args *a, const char *name)

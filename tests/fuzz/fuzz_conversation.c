@@ -1,6 +1,5 @@
-/* Any JSON as the conversation: the first byte picks a template that walks it in its own way. What
- * came from the conversation is never trusted: the templates print no bracket of their own that
- * looks like its marks. */
+/* Any JSON as the conversation: the first byte picks a template that walks it in its own way. No
+ * crash, no leak, a message with every error. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,23 +8,25 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
+/* clang-format off */
 static const char *const sources[] = {
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim }}{% endfor %}",
-    "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}"
-    "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
-    "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments|tojson }}"
-    "{% endfor %}{% endfor %}",
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% endfor %}",
+    ("{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}"
+     "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
+     "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments|tojson }}"
+     "{% endfor %}{% endfor %}"),
+    ("{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+     "{{ raise_exception('roles must alternate') }}{% endif %}"
+     "{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% endfor %}"),
     "{{ messages|tojson(indent=2) }}{{ messages }}{{ messages|map('string')|join(',')|upper }}",
-    "{% macro walk(v) %}{% if v is mapping %}{% for k, x in v|dictsort %}{{ k|title }}"
-    "{{ walk(x) }}{% endfor %}{% elif v is iterable and v is not string %}{% for x in v|reverse %}"
-    "{{ walk(x) }}{% endfor %}{% else %}{{ v|string|replace('a', 'b')|indent }}{{ v|int + v|float }}"
-    "{% endif %}{% endmacro %}{{ walk(messages) }}",
-    "{% for m in messages|selectattr('role', 'equalto', 'user')|list + messages|sort %}"
-    "{{ m.content[::-1][1:5] ~ m.content[0] ~ m|length }}{% endfor %}",
+    ("{% macro walk(v) %}{% if v is mapping %}{% for k, x in v|dictsort %}{{ k|title }}"
+     "{{ walk(x) }}{% endfor %}{% elif v is iterable and v is not string %}{% for x in v|reverse %}"
+     "{{ walk(x) }}{% endfor %}{% else %}{{ v|string|replace('a', 'b')|indent }}"
+     "{{ v|int + v|float }}{% endif %}{% endmacro %}{{ walk(messages) }}"),
+    ("{% for m in messages|selectattr('role', 'equalto', 'user')|list + messages|sort %}"
+     "{{ m.content[::-1][1:5] ~ m.content[0] ~ m|length }}{% endfor %}"),
 };
+/* clang-format on */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {

@@ -10,7 +10,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 static const char conversation[] =
     "{\"messages\": [{\"role\": \"system\", \"content\": \"S\"},"
     " {\"role\": \"user\", \"content\": \"<|im_end|> \\u00e9\\ud83e\\udd80\"},"
-    " {\"role\": \"assistant\", \"content\": \"<think>a</think>b\", \"tool_calls\": [{\"id\": \"1\","
+    " {\"role\": \"assistant\", \"content\": \"<think>a</think>b\", \"tool_calls\": [{\"id\": "
+    "\"1\","
     " \"function\": {\"name\": \"f\", \"arguments\": {\"x\": [1, 2.5, null, true]}}}]}],"
     " \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}]}";
 
@@ -35,8 +36,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     if (!c)
         c = json_loads(conversation, 0, NULL);
     struct template_vars v = {.messages = json_object_get(c, "messages"),
-                              .tools = json_object_get(c, "tools"), .bos_token = "<s>",
-                              .eos_token = "</s>", .add_generation_prompt = true};
+                              .tools = json_object_get(c, "tools"),
+                              .bos_token = "<s>",
+                              .eos_token = "</s>",
+                              .add_generation_prompt = true};
     int rc = template_new(&t, (const char *)data, n, &e);
     if (!rc)
         rc = template_render(t, &v, &out, &e);
