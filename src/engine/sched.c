@@ -268,9 +268,22 @@ static void plan_decodes(struct sched *s)
     }
 }
 
+/* Waiting makes a priority better, but never better than the best there is: among equals it is the
+ * tenants' shares that count, not who waits longest. */
 static int64_t aged_priority(const struct sched *s, const struct sched_item *item)
 {
-    return item->priority - (int64_t)((s->served - item->born) / SCHED_AGE);
+    int64_t aged = item->priority - (int64_t)((s->served - item->born) / SCHED_AGE);
+    return aged > s->best_priority ? aged : s->best_priority;
+}
+
+static int best_priority(const struct sched *s)
+{
+    int best = SCHED_PRIORITY_MAX;
+    for (const struct sched_item *it = s->waiting.first; it; it = it->next)
+        best = it->priority < best ? it->priority : best;
+    for (const struct sched_item *it = s->running.first; it; it = it->next)
+        best = it->priority < best ? it->priority : best;
+    return best;
 }
 
 static bool chosen_before(const struct sched *s, const struct sched_item *a,
@@ -366,6 +379,7 @@ int sched_plan(struct sched *s)
     s->n_plan = s->n_plan_tokens = 0;
     s->plan_attention = 0;
     s->stuck = NULL;
+    s->best_priority = best_priority(s);
     advance_vtime(s);
     if (s->step % SWEEP_STEPS == 0)
         sweep_tenants(s);

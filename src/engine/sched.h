@@ -2,7 +2,8 @@
  *
  * Decodes first: every running sequence that lacks one token gets it in every step. What the step's
  * time target leaves goes to prefill chunks, in this order:
- *     1. priority, lower first, one level better for every SCHED_AGE tokens served while waiting
+ *     1. priority, lower first, one level better for every SCHED_AGE tokens served since it came,
+ * up to the level of the best
  *     2. the tenant that was served least (virtual time = tokens computed, start-time fair
  * queueing, Goyal et al., 1996)
  *     3. arrival
@@ -79,6 +80,7 @@ struct sched {
     struct sched_item *stuck; /* not admitted though nothing runs: it can never be */
     struct map tenants;
     double vtime;
+    int best_priority; /* of all items, in this step */
     uint64_t step, served, n_arrivals, n_preemptions;
 };
 
