@@ -429,6 +429,116 @@ static void test_stop_ids(void **state)
     close_fixture(&f);
 }
 
+/* Eight clients, one persona, a question each, all at once: the persona is computed once. */
+static void test_a_persona_is_computed_once(void **state)
+{
+    enum { PERSONA = 340, OWN = 20, CLIENTS = 8 };
+    struct fixture f;
+    int32_t prompts[CLIENTS][PERSONA + OWN];
+    struct engine_request r[CLIENTS];
+    struct rng rng;
+    rng_seed(&rng, 8);
+    for (int warm = 0; warm < 2; warm++) {
+        open_fixture(&f, 64, 512, manual);
+        fill_prompt(&rng, prompts[0], PERSONA);
+        for (int i = 0; i < CLIENTS; i++) {
+            memcpy(prompts[i], prompts[0], PERSONA * sizeof **prompts);
+            fill_prompt(&rng, prompts[i] + PERSONA, OWN);
+            prompts[i][PERSONA] = 2 + i; /* all different from there */
+            r[i] = greedy_request(prompts[i], PERSONA + OWN, 16, &f.answers[i]);
+        }
+        if (warm) {
+            struct engine_request first = greedy_request(prompts[0], PERSONA, 1, &f.answers[60]);
+            run_alone(&f, &first);
+            f.model.n_computed = 0;
+        }
+        for (int i = 0; i < CLIENTS; i++)
+            submit(&f, &r[i]);
+        run_until_idle(f.g);
+        for (int i = 0; i < CLIENTS; i++) {
+            expect(&f, &r[i]);
+            int cached = f.answers[i].usage.cached_tokens;
+            assert_int_equal(cached, i || warm ? PERSONA : 0);
+        }
+        int decodes = CLIENTS * 15;
+        int prompt = CLIENTS * OWN + (warm ? 0 : PERSONA);
+        assert_int_equal(f.model.n_computed, prompt + decodes);
+        close_fixture(&f);
+    }
+}
+
+/* The same prompt several times, as n > 1 is: one token of the prompt is computed again for each.
+ */
+static void test_the_same_prompt(void **state)
+{
+    struct fixture f;
+    int32_t prompt[100];
+    struct rng rng;
+    rng_seed(&rng, 9);
+    open_fixture(&f, 64, 256, manual);
+    fill_prompt(&rng, prompt, 100);
+    for (int n = 95; n < 100; n++) { /* 96 ends at the end of a block */
+        prompt[0] = n - 90;
+        f.model.n_computed = 0;
+        for (int i = 0; i < 4; i++) {
+            answer_clear(&f.answers[i]);
+            struct engine_request r = greedy_request(prompt, n, 2, &f.answers[i]);
+            submit(&f, &r);
+        }
+        run_until_idle(f.g);
+        for (int i = 1; i < 4; i++)
+            assert_int_equal(f.answers[i].usage.cached_tokens, n - 1);
+        assert_int_equal(f.model.n_computed, n + 3 + 4);
+    }
+    close_fixture(&f);
+}
+
+/* A conversation goes on: question and answer so far are not computed again. */
+static void test_turns(void **state)
+{
+    struct fixture f;
+    int32_t prompt[N_CTX];
+    struct rng rng;
+    rng_seed(&rng, 10);
+    open_fixture(&f, 64, 64, manual);
+    int n = 0, known = 0;
+    for (int turn = 0; turn < 6; turn++) {
+        fill_prompt(&rng, prompt + n, 25);
+        n += 25;
+        answer_clear(&f.answers[0]);
+        struct engine_request r = greedy_request(prompt, n, 30, &f.answers[0]);
+        run_alone(&f, &r);
+        expect(&f, &r);
+        assert_int_equal(f.answers[0].usage.cached_tokens, known);
+        memcpy(prompt + n, f.answers[0].ids, 30 * sizeof *prompt);
+        n += 30;
+        known = n - 1; /* the last token of the answer was never computed */
+    }
+    close_fixture(&f);
+}
+
+static void test_tenants_do_not_share(void **state)
+{
+    struct fixture f;
+    int32_t prompt[100];
+    struct rng rng;
+    const char *who[][2] = {{NULL, NULL}, {"a", NULL}, {"b", NULL},
+                            {"a", "b"},   {"", "a"},   {"ab", ""}};
+    rng_seed(&rng, 11);
+    fill_prompt(&rng, prompt, 100);
+    open_fixture(&f, 64, 256, manual);
+    for (int again = 0; again < 2; again++)
+        for (size_t i = 0; i < ARRAY_LEN(who); i++) {
+            answer_clear(&f.answers[0]);
+            struct engine_request r = greedy_request(prompt, 100, 2, &f.answers[0]);
+            r.tenant = who[i][0];
+            r.cache_salt = who[i][1];
+            run_alone(&f, &r);
+            assert_int_equal(f.answers[0].usage.cached_tokens, again ? 99 : 0);
+        }
+    close_fixture(&f);
+}
+
 /* Several threads submit, cancel and pause while the engine runs. */
 
 struct client {
@@ -529,12 +639,22 @@ static void test_watchdog(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one),      cmocka_unit_test(test_length_is_cut_to_context),
-        cmocka_unit_test(test_many),     cmocka_unit_test(test_seed_does_not_see_the_batch),
-        cmocka_unit_test(test_cancel),   cmocka_unit_test(test_pause),
-        cmocka_unit_test(test_deadline), cmocka_unit_test(test_nan),
-        cmocka_unit_test(test_logprobs), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_stop_ids), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_one),
+        cmocka_unit_test(test_length_is_cut_to_context),
+        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_seed_does_not_see_the_batch),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_deadline),
+        cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_stop_ids),
+        cmocka_unit_test(test_a_persona_is_computed_once),
+        cmocka_unit_test(test_the_same_prompt),
+        cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_tenants_do_not_share),
+        cmocka_unit_test(test_threads),
         cmocka_unit_test(test_watchdog),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
