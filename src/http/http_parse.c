@@ -34,7 +34,7 @@ static bool filter_byte(struct http_parse *p, unsigned char c)
             p->line = LINE_FIRST_CR;
             return true;
         }
-        /* fallthrough */
+        __attribute__((fallthrough));
     case LINE_REQUEST:
         p->line = LINE_REQUEST;
         if (c == '\t' || c >= 0x80)
