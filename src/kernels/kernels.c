@@ -71,6 +71,12 @@ static bool can_scalar(void)
 }
 
 #if defined(__x86_64__)
+static bool can_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
 static bool can_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
@@ -87,6 +93,7 @@ static const struct {
 } choices[] = {
 #if defined(__x86_64__)
     {&kernels_avx512, can_avx512, "AVX-512 with VNNI and BF16"},
+    {&kernels_avx2, can_avx2, "AVX2, FMA and F16C"},
 #endif
     {&kernels_scalar, can_scalar, "nothing"},
 };

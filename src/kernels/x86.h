@@ -11,6 +11,11 @@ void avx2_add(float *x, const float *y, int n);
 void avx2_axpy(float *x, float a, const float *y, int n);
 void avx2_silu_mul(const float *gate, const float *up, int n, float *out);
 void avx2_softmax(float *x, int n);
+void avx2_kv_write(const struct kv_layout *kv, void *block, int slot, const float *k,
+                   const float *v, int head_begin, int head_end);
+void avx2_attention(const struct attention *a, void *scratch);
+void avx2_attention_merge(const float *const *parts, int n_parts, int n_rows, int head_dim,
+                          float *out, size_t out_stride);
 
 void avx512_matmul(const struct matmul *m, int tile_begin, int tile_end);
 void avx512_attention(const struct attention *a, void *scratch);

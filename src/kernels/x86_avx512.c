@@ -1,15 +1,14 @@
 /* The AVX-512 table. */
 #include "kernels/layout.h"
-#include "kernels/scalar.h"
 #include "kernels/x86.h"
 
 const struct kernels kernels_avx512 = {
     .name = "avx512",
     .act_fill = avx2_act_fill,
     .matmul = avx512_matmul,
-    .kv_write = scalar_kv_write,
+    .kv_write = avx2_kv_write,
     .attention = avx512_attention,
-    .attention_merge = scalar_attention_merge,
+    .attention_merge = avx2_attention_merge,
     .rmsnorm = avx2_rmsnorm,
     .rope = avx2_rope,
     .add = avx2_add,

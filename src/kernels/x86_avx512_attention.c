@@ -18,9 +18,6 @@
 
 enum { ROWS = 24, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
 
-/* A step is what one instruction multiplies: pairs of bf16, or single f32 numbers made from f16. */
-enum math { PAIRS, SINGLES };
-
 struct work {
     _Alignas(64) uint32_t q[KERNEL_MAX_HEAD_DIM][ROWS]; /* [step][row], scale applied */
     float s[ROWS][CHUNK]; /* scores, then weights: bf16 pairs or f32, 4 bytes for each step */
@@ -30,15 +27,9 @@ struct work {
     float max[ROWS], sum[ROWS];
     int first[ROWS], last[ROWS]; /* positions that the row sees */
 };
-
 _Static_assert(sizeof(struct work) <= ATTENTION_SCRATCH, "scratch memory too small");
 
-struct tile {
-    const struct attention *a;
-    struct work *w;
-    enum math math;
-    int row, rows;
-};
+#include "kernels/x86_attention.h"
 
 /* --- scores: rw rows by the 32 positions of a block
  * ----------------------------------------------- */
@@ -205,40 +196,12 @@ static void bytes_to_bf16(const uint8_t *from, int n, uint16_t *to)
     }
 }
 
-static void load_queries(const struct tile *t)
-{
-    const struct attention *a = t->a;
-    struct work *w = t->w;
-    int dim = a->kv->head_dim;
-    for (int r = 0; r < t->rows; r++) {
-        int i = (t->row + r) / a->group, g = (t->row + r) % a->group;
-        int token = a->tokens ? a->tokens[i] : i;
-        const float *q =
-            a->q + (size_t)token * a->q_stride + (size_t)((a->kv_head * a->group + g) * dim);
-        for (int d = 0; d < dim; d += 2) {
-            float x = q[d] * a->scale, y = q[d + 1] * a->scale;
-            if (t->math == PAIRS) {
-                w->q[d / 2][r] = f32_to_bf16(x) | (uint32_t)f32_to_bf16(y) << 16;
-            } else {
-                memcpy(&w->q[d][r], &x, 4);
-                memcpy(&w->q[d + 1][r], &y, 4);
-            }
-        }
-        w->last[r] = a->pos[i];
-        w->first[r] = a->window && a->pos[i] >= a->window ? a->pos[i] - a->window + 1 : 0;
-        w->max[r] = -INFINITY;
-        w->sum[r] = 0;
-        memset(w->acc[r], 0, (size_t)dim * sizeof(float));
-    }
-}
-
 INLINE __m512 scales_at(const struct attention *a, const uint8_t *head, int which, int slot)
 {
     const uint8_t *p = head + 2 * kv_half_bytes(a->kv) + which * 2 * KV_BLOCK_TOKENS + 2 * slot;
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
-/* Scores of blocks [b, b + n): w->s[row][position]. */
 static void scores(const struct tile *t, int b, int n)
 {
     const struct attention *a = t->a;
@@ -283,22 +246,12 @@ INLINE __m512 exponential(__m512 x)
     return _mm512_maskz_scalef_ps(in_range, p, n);
 }
 
-/* The 16 positions from `at` on that lie in [first, last]. */
-INLINE __mmask16 seen(int at, int first, int last)
-{
-    int lo = first - at, hi = last - at + 1;
-    uint32_t below_hi = hi >= 16 ? 0xffff : hi <= 0 ? 0 : (1u << hi) - 1;
-    uint32_t below_lo = lo >= 16 ? 0xffff : lo <= 0 ? 0 : (1u << lo) - 1;
-    return (__mmask16)(below_hi & ~below_lo);
-}
-
 static void shrink_row(float *acc, int dim, float factor)
 {
     for (int d = 0; d < dim; d += 16)
         _mm512_storeu_ps(acc + d, _mm512_mul_ps(_mm512_loadu_ps(acc + d), _mm512_set1_ps(factor)));
 }
 
-/* Scores of row r become weights, the row's state follows. n blocks from block b on. */
 static void soften(const struct tile *t, int r, int b, int n)
 {
     const struct attention *a = t->a;
@@ -307,7 +260,8 @@ static void soften(const struct tile *t, int r, int b, int n)
     int at = b * KV_BLOCK_TOKENS, first = w->first[r], last = w->last[r];
     __m512 top = _mm512_set1_ps(-INFINITY);
     for (int i = 0; i < n * KV_BLOCK_TOKENS; i += 16)
-        top = _mm512_mask_max_ps(top, seen(at + i, first, last), top, _mm512_loadu_ps(s + i));
+        top = _mm512_mask_max_ps(top, (__mmask16)seen(at + i, 16, first, last), top,
+                                 _mm512_loadu_ps(s + i));
     float max = fmaxf(w->max[r], _mm512_reduce_max_ps(top));
     if (max > w->max[r]) {
         float factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(w->max[r] - max)));
@@ -319,7 +273,7 @@ static void soften(const struct tile *t, int r, int b, int n)
     for (int i = 0; i < n * KV_BLOCK_TOKENS; i += 32) {
         __m512 p[2];
         for (int h = 0; h < 2; h++) {
-            __mmask16 mask = seen(at + i + 16 * h, first, last);
+            __mmask16 mask = (__mmask16)seen(at + i + 16 * h, 16, first, last);
             __m512 x = _mm512_sub_ps(_mm512_loadu_ps(s + i + 16 * h), _mm512_set1_ps(max));
             p[h] = _mm512_maskz_mov_ps(mask, exponential(x));
             sum = _mm512_add_ps(sum, p[h]);
@@ -338,7 +292,6 @@ static void soften(const struct tile *t, int r, int b, int n)
     w->sum[r] += _mm512_reduce_add_ps(sum);
 }
 
-/* Weighted values of blocks [b, b + n), of which the last position that any row sees is `last`. */
 static void values(const struct tile *t, int b, int n, int last)
 {
     const struct attention *a = t->a;
@@ -369,57 +322,7 @@ static void values(const struct tile *t, int b, int n, int last)
         }
 }
 
-static void finish_row(const struct tile *t, int r)
-{
-    const struct attention *a = t->a;
-    struct work *w = t->w;
-    int dim = a->kv->head_dim, row = t->row + r;
-    float *out;
-    if (a->partial) {
-        out = a->partial + (size_t)row * attention_partial_floats(a->kv);
-        out[0] = w->max[r];
-        out[1] = w->sum[r];
-        out += 2;
-    } else {
-        int i = row / a->group, token = a->tokens ? a->tokens[i] : i;
-        int head = a->kv_head * a->group + row % a->group;
-        out = a->out + (size_t)token * a->out_stride + (size_t)(head * dim);
-        shrink_row(w->acc[r], dim, w->sum[r] > 0 ? 1 / w->sum[r] : 0);
-    }
-    memcpy(out, w->acc[r], (size_t)dim * sizeof *out);
-}
-
-static void run_tile(const struct tile *t)
-{
-    const struct attention *a = t->a;
-    struct work *w = t->w;
-    load_queries(t);
-    int first = w->first[0], last = w->last[0];
-    for (int r = 1; r < t->rows; r++) {
-        first = w->first[r] < first ? w->first[r] : first;
-        last = w->last[r] > last ? w->last[r] : last;
-    }
-    int begin = first / KV_BLOCK_TOKENS, end = last / KV_BLOCK_TOKENS + 1;
-    begin = begin > a->block_begin ? begin : a->block_begin;
-    end = end < a->block_end ? end : a->block_end;
-    for (int b = begin; b < end; b += BLOCKS) {
-        int n = end - b < BLOCKS ? end - b : BLOCKS;
-        scores(t, b, n);
-        for (int r = 0; r < t->rows; r++)
-            soften(t, r, b, n);
-        values(t, b, n, last);
-    }
-    for (int r = 0; r < t->rows; r++)
-        finish_row(t, r);
-}
-
 void avx512_attention(const struct attention *a, void *scratch)
 {
-    int rows = a->n_tokens * a->group;
-    BUG_ON(a->kv->head_dim % 16 || a->kv->head_dim > KERNEL_MAX_HEAD_DIM);
-    struct tile t = {.a = a, .w = scratch, .math = a->kv->type == KV_F16 ? SINGLES : PAIRS};
-    for (t.row = 0; t.row < rows; t.row += ROWS) {
-        t.rows = rows - t.row < ROWS ? rows - t.row : ROWS;
-        run_tile(&t);
-    }
+    run_attention(a, scratch, a->kv->type == KV_F16 ? SINGLES : PAIRS);
 }

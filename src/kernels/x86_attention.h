@@ -1,0 +1,116 @@
+/* x86_attention.h - the frame of attention that the AVX2 and AVX-512 files share: which rows, which
+ * blocks, what state. Included once by each of them after
+ *   ROWS    query rows taken at a time
+ *   BLOCKS  KV blocks taken at a time
+ *   struct work { q, s, acc, max, sum, first, last, ... } as used below
+ * The file then defines what works on vectors: scores, soften, values, shrink_row. */
+
+/* A step is what one instruction multiplies: pairs of bf16, or single f32 numbers. */
+enum math { PAIRS, SINGLES };
+
+struct tile {
+    const struct attention *a;
+    struct work *w;
+    enum math math;
+    int row, rows;
+};
+
+/* Scores of blocks [b, b + n): w->s[row][position]. */
+static void scores(const struct tile *t, int b, int n);
+/* Scores of row r become weights, the row's state follows. */
+static void soften(const struct tile *t, int r, int b, int n);
+/* Adds the weighted values of blocks [b, b + n), of which rows see positions up to `last`. */
+static void values(const struct tile *t, int b, int n, int last);
+static void shrink_row(float *acc, int dim, float factor);
+
+/* The positions [at, at + lanes) that lie in [first, last], a bit for each; lanes at most 16. */
+static inline uint32_t seen(int at, int lanes, int first, int last)
+{
+    int lo = first - at, hi = last - at + 1;
+    uint32_t all = (1u << lanes) - 1;
+    uint32_t below_hi = hi >= lanes ? all : hi <= 0 ? 0 : (1u << hi) - 1;
+    uint32_t below_lo = lo >= lanes ? all : lo <= 0 ? 0 : (1u << lo) - 1;
+    return below_hi & ~below_lo;
+}
+
+static void load_queries(const struct tile *t)
+{
+    const struct attention *a = t->a;
+    struct work *w = t->w;
+    int dim = a->kv->head_dim;
+    for (int r = 0; r < t->rows; r++) {
+        int i = (t->row + r) / a->group, g = (t->row + r) % a->group;
+        int token = a->tokens ? a->tokens[i] : i;
+        const float *q =
+            a->q + (size_t)token * a->q_stride + (size_t)((a->kv_head * a->group + g) * dim);
+        for (int d = 0; d < dim; d += 2) {
+            float x = q[d] * a->scale, y = q[d + 1] * a->scale;
+            if (t->math == PAIRS) {
+                w->q[d / 2][r] = f32_to_bf16(x) | (uint32_t)f32_to_bf16(y) << 16;
+            } else {
+                memcpy(&w->q[d][r], &x, 4);
+                memcpy(&w->q[d + 1][r], &y, 4);
+            }
+        }
+        w->last[r] = a->pos[i];
+        w->first[r] = a->window && a->pos[i] >= a->window ? a->pos[i] - a->window + 1 : 0;
+        w->max[r] = -INFINITY;
+        w->sum[r] = 0;
+        memset(w->acc[r], 0, (size_t)dim * sizeof(float));
+    }
+}
+
+static void finish_row(const struct tile *t, int r)
+{
+    const struct attention *a = t->a;
+    struct work *w = t->w;
+    int dim = a->kv->head_dim, row = t->row + r;
+    float *out;
+    if (a->partial) {
+        out = a->partial + (size_t)row * attention_partial_floats(a->kv);
+        out[0] = w->max[r];
+        out[1] = w->sum[r];
+        out += 2;
+    } else {
+        int i = row / a->group, token = a->tokens ? a->tokens[i] : i;
+        int head = a->kv_head * a->group + row % a->group;
+        out = a->out + (size_t)token * a->out_stride + (size_t)(head * dim);
+        shrink_row(w->acc[r], dim, w->sum[r] > 0 ? 1 / w->sum[r] : 0);
+    }
+    memcpy(out, w->acc[r], (size_t)dim * sizeof *out);
+}
+
+static void run_tile(const struct tile *t)
+{
+    const struct attention *a = t->a;
+    struct work *w = t->w;
+    load_queries(t);
+    int first = w->first[0], last = w->last[0];
+    for (int r = 1; r < t->rows; r++) {
+        first = w->first[r] < first ? w->first[r] : first;
+        last = w->last[r] > last ? w->last[r] : last;
+    }
+    int begin = first / KV_BLOCK_TOKENS, end = last / KV_BLOCK_TOKENS + 1;
+    begin = begin > a->block_begin ? begin : a->block_begin;
+    end = end < a->block_end ? end : a->block_end;
+    for (int b = begin; b < end; b += BLOCKS) {
+        int n = end - b < BLOCKS ? end - b : BLOCKS;
+        scores(t, b, n);
+        for (int r = 0; r < t->rows; r++)
+            soften(t, r, b, n);
+        values(t, b, n, last);
+    }
+    for (int r = 0; r < t->rows; r++)
+        finish_row(t, r);
+}
+
+static void run_attention(const struct attention *a, struct work *w, enum math math)
+{
+    BUG_ON(a->kv->head_dim % 16 || a->kv->head_dim > KERNEL_MAX_HEAD_DIM);
+    int rows = a->n_tokens * a->group;
+    struct tile t = {a, w, math, 0, 0};
+    for (t.row = 0; t.row < rows; t.row += ROWS) {
+        t.rows = rows - t.row < ROWS ? rows - t.row : ROWS;
+        run_tile(&t);
+    }
+}

@@ -1,0 +1,20 @@
+/* The AVX2 table. */
+#include "kernels/layout.h"
+#include "kernels/scalar.h"
+#include "kernels/x86.h"
+
+const struct kernels kernels_avx2 = {
+    .name = "avx2",
+    .act_fill = avx2_act_fill,
+    .matmul = scalar_matmul,
+    .kv_write = avx2_kv_write,
+    .attention = avx2_attention,
+    .attention_merge = avx2_attention_merge,
+    .rmsnorm = avx2_rmsnorm,
+    .rope = avx2_rope,
+    .add = avx2_add,
+    .axpy = avx2_axpy,
+    .silu_mul = avx2_silu_mul,
+    .softmax = avx2_softmax,
+    .dot_rounds = scalar_dot_rounds,
+};
