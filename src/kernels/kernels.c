@@ -1,6 +1,9 @@
 #include "kernels/kernels.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "base/mem.h"
 #include "kernels/layout.h"
@@ -77,6 +80,13 @@ static bool can_avx2(void)
            __builtin_cpu_supports("f16c");
 }
 
+/* Older compilers do not know the name of AVX-VNNI: CPUID leaf 7, subleaf 1, EAX bit 4. */
+static bool can_avxvnni(void)
+{
+    unsigned a, b, c, d;
+    return can_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+
 static bool can_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
@@ -93,6 +103,7 @@ static const struct {
 } choices[] = {
 #if defined(__x86_64__)
     {&kernels_avx512, can_avx512, "AVX-512 with VNNI and BF16"},
+    {&kernels_avxvnni, can_avxvnni, "AVX2 and AVX-VNNI"},
     {&kernels_avx2, can_avx2, "AVX2, FMA and F16C"},
 #endif
     {&kernels_scalar, can_scalar, "nothing"},
@@ -112,6 +123,7 @@ const struct kernels *kernels_select(const char *name, struct err *e)
             return NULL;
         }
     }
-    err_param(e, ERR_INVALID, "isa", "isa must be auto, avx512, avx2 or scalar, not \"%s\"", name);
+    err_param(e, ERR_INVALID, "isa",
+              "isa must be auto, avx512, avxvnni, avx2 or scalar, not \"%s\"", name);
     return NULL;
 }

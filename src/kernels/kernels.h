@@ -156,7 +156,7 @@ size_t attention_scratch_bytes(const struct kv_layout *kv);
 enum rope_style { ROPE_NORM, ROPE_NEOX };
 
 struct kernels {
-    const char *name; /* "avx512" "avx2" "scalar" */
+    const char *name; /* "avx512" "avxvnni" "avx2" "scalar" */
 
     /* Converts x (a token's row every x_stride floats) into a->data. Thread ith of nth does its
      * share; all must be done before a product reads it. */

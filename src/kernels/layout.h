@@ -172,5 +172,6 @@ void layout_unpack(const struct layout *l, const uint8_t *codes, uint8_t u[KERNE
 extern const struct kernels kernels_scalar;
 #if defined(__x86_64__)
 extern const struct kernels kernels_avx2;
+extern const struct kernels kernels_avxvnni;
 extern const struct kernels kernels_avx512;
 #endif

@@ -3,6 +3,8 @@
 
 #include "kernels/kernels.h"
 
+void avx2_matmul(const struct matmul *m, int tile_begin, int tile_end);
+int64_t avx2_dot_rounds(int64_t rounds);
 void avx2_act_fill(const struct act *a, const float *x, size_t x_stride, int ith, int nth);
 void avx2_rmsnorm(const float *x, const float *weight, float eps, int n, float *out);
 void avx2_rope(float *x, int n_heads, int head_dim, int n_rot, const float *cos_sin,
@@ -16,6 +18,9 @@ void avx2_kv_write(const struct kv_layout *kv, void *block, int slot, const floa
 void avx2_attention(const struct attention *a, void *scratch);
 void avx2_attention_merge(const float *const *parts, int n_parts, int n_rows, int head_dim,
                           float *out, size_t out_stride);
+
+void avxvnni_matmul(const struct matmul *m, int tile_begin, int tile_end);
+int64_t avxvnni_dot_rounds(int64_t rounds);
 
 void avx512_matmul(const struct matmul *m, int tile_begin, int tile_end);
 void avx512_attention(const struct attention *a, void *scratch);

@@ -10,6 +10,7 @@
 #include "base/err.h"
 #include "kernels/layout.h"
 #include "kernels/x86.h"
+#include "kernels/x86_matmul.h"
 #include "tensor/block.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -261,113 +262,36 @@ INLINE void pass_bf16(enum ttype type, int w, const uint8_t *tile, const uint8_t
 /* --- one function for each type and group width --------------------------------------------------
  */
 
-#define PASS(pass, name, type, w)                                                                  \
+#define PASS(kind, name, type, w)                                                                  \
     static void pass_##name##_##w(const uint8_t *tile, const uint8_t *x, int n_cols,               \
                                   const char *ahead, size_t ahead_step,                            \
                                   float sums[KERNEL_GROUP][KERNEL_TILE])                           \
     {                                                                                              \
-        pass(type, w, tile, x, n_cols, ahead, ahead_step, sums);                                   \
+        kind(type, w, tile, x, n_cols, ahead, ahead_step, sums);                                   \
     }
-#define PASSES(pass, name, type)                                                                   \
-    PASS(pass, name, type, 1)                                                                      \
-    PASS(pass, name, type, 2)                                                                      \
-    PASS(pass, name, type, 3)                                                                      \
-    PASS(pass, name, type, 4)                                                                      \
-    PASS(pass, name, type, 5)                                                                      \
-    PASS(pass, name, type, 6)
-#define TYPES(X)                                                                                   \
-    X(pass_q8, q4_0, TTYPE_Q4_0)                                                                   \
-    X(pass_q8, q4_1, TTYPE_Q4_1)                                                                   \
-    X(pass_q8, q5_0, TTYPE_Q5_0)                                                                   \
-    X(pass_q8, q5_1, TTYPE_Q5_1)                                                                   \
-    X(pass_q8, q8_0, TTYPE_Q8_0)                                                                   \
-    X(pass_q8, q2_k, TTYPE_Q2_K)                                                                   \
-    X(pass_q8, q3_k, TTYPE_Q3_K)                                                                   \
-    X(pass_q8, q4_k, TTYPE_Q4_K)                                                                   \
-    X(pass_q8, q5_k, TTYPE_Q5_K)                                                                   \
-    X(pass_q8, q6_k, TTYPE_Q6_K)                                                                   \
-    X(pass_q8, iq4_nl, TTYPE_IQ4_NL)                                                               \
-    X(pass_q8, iq4_xs, TTYPE_IQ4_XS)                                                               \
-    X(pass_float, f32, TTYPE_F32)                                                                  \
-    X(pass_float, f16, TTYPE_F16)                                                                  \
-    X(pass_bf16, bf16, TTYPE_BF16)
-TYPES(PASSES)
+#define PASSES(kind, name, type)                                                                   \
+    PASS(kind, name, type, 1)                                                                      \
+    PASS(kind, name, type, 2)                                                                      \
+    PASS(kind, name, type, 3)                                                                      \
+    PASS(kind, name, type, 4)                                                                      \
+    PASS(kind, name, type, 5)                                                                      \
+    PASS(kind, name, type, 6)
+EACH_TYPE(PASSES)
 
-#define ROW(pass, name, type)                                                                      \
+#define ROW(kind, name, type)                                                                      \
     [type] = {pass_##name##_1, pass_##name##_2, pass_##name##_3,                                   \
               pass_##name##_4, pass_##name##_5, pass_##name##_6},
-static pass_fn *const passes[TTYPE_BF16 + 1][KERNEL_GROUP] = {TYPES(ROW)};
+static pass_fn *const passes[TTYPE_BF16 + 1][KERNEL_GROUP] = {EACH_TYPE(ROW)};
 
-/* --- the job ------------------------------------------------------------------------------------
- */
-
-typedef float tile_sums[KERNEL_GROUP][KERNEL_TILE];
-
-/* What a pass over `tile` fetches ahead: its share of the next tile, or nothing after the last. */
-struct ahead {
-    const char *at;
-    size_t step; /* for each 32 columns */
-};
-
-static struct ahead ahead_of(const struct packed_matrix *m, int tile, int tile_end, int g,
-                             int groups)
+static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
+                     struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
 {
-    if (tile + 1 >= tile_end)
-        return (struct ahead){m->data, 0};
-    size_t units = (size_t)((m->n_cols + 31) / 32) * (size_t)groups;
-    size_t step = (m->tile_bytes + units - 1) / units;
-    step = (step + 63) / 64 * 64;
-    size_t begin = step * ((size_t)((m->n_cols + 31) / 32) * (size_t)g);
-    if (begin >= m->tile_bytes)
-        return (struct ahead){m->data, 0};
-    return (struct ahead){(const char *)m->data + (size_t)(tile + 1) * m->tile_bytes + begin, step};
-}
-
-static void run_pass(const struct packed_matrix *m, const struct act *a, int tile, int tile_end,
-                     int g, int groups, tile_sums sums)
-{
-    int first = act_group_begin(a->n_tokens, g);
-    int w = act_group_begin(a->n_tokens, g + 1) - first;
-    struct ahead ahead = ahead_of(m, tile, tile_end, g, groups);
-    const uint8_t *data = (const uint8_t *)m->data + (size_t)tile * m->tile_bytes;
-    const uint8_t *x = (const uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
-    passes[m->type][w - 1](data, x, m->n_cols, ahead.at, ahead.step, sums);
-}
-
-static void store_rows(const struct matmul *j, int tile, int first, int w, tile_sums sums)
-{
-    int row = tile * KERNEL_TILE, left = j->w->n_rows - row;
-    uint32_t rows = left >= KERNEL_TILE ? ~0u : (1u << left) - 1;
-    for (int h = 0; h < 2; h++) {
-        __mmask16 mask = (__mmask16)(rows >> 16 * h);
-        __m512 bias = _mm512_setzero_ps();
-        if (j->bias)
-            bias = _mm512_maskz_loadu_ps(mask, j->bias + row + 16 * h);
-        for (int i = 0; i < w; i++) {
-            float *out = j->out + (size_t)(first + i) * j->out_stride + row + 16 * h;
-            __m512 v = _mm512_add_ps(_mm512_loadu_ps(sums[i] + 16 * h), bias);
-            if (j->add)
-                v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, out));
-            _mm512_mask_storeu_ps(out, mask, v);
-        }
-    }
+    passes[type][w - 1](tile, x, n_cols, ahead.at, ahead.step, sums);
 }
 
 void avx512_matmul(const struct matmul *j, int tile_begin, int tile_end)
 {
-    BUG_ON(j->w->n_cols != j->x->n_cols || packed_act_type(j->w) != j->x->type);
-    int n = j->x->n_tokens, groups = act_groups(n);
-    for (int t = tile_begin; t < tile_end; t++)
-        for (int g = 0; g < groups; g++) {
-            int first = act_group_begin(n, g), w = act_group_begin(n, g + 1) - first;
-            tile_sums sums, gate;
-            run_pass(j->w, j->x, t, tile_end, g, groups, sums);
-            if (j->gate) {
-                run_pass(j->gate, j->x, t, tile_end, g, groups, gate);
-                avx2_silu_mul(gate[0], sums[0], w * KERNEL_TILE, sums[0]);
-            }
-            store_rows(j, t, first, w, sums);
-        }
+    matmul_tiles(j, tile_begin, tile_end, run_pass);
 }
 
 int64_t avx512_dot_rounds(int64_t rounds)

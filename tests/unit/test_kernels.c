@@ -40,7 +40,7 @@ static float *random_floats(struct rng *r, size_t n, float scale)
     return x;
 }
 
-static const char *const isas[] = {"scalar", "avx2", "avx512"};
+static const char *const isas[] = {"scalar", "avx2", "avxvnni", "avx512"};
 
 #define EACH_ISA(k)                                                                                \
     for (size_t isa_ = 0; isa_ < ARRAY_LEN(isas); isa_++)                                          \

@@ -1,0 +1,359 @@
+/* Products with AVX2, compiled twice: alone, and with AVX-VNNI.
+ *
+ * 16 registers hold the sums of 16 rows and 3 tokens, so a group of w tokens takes two halves of
+ * the tile times w / 3 passes. Without VNNI, vpmaddubsw multiplies 8-bit pairs into 16-bit sums,
+ * which hold as many terms as the width of the codes lets them: 2 * 127 * largest code * terms <
+ * 32768. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels/layout.h"
+#include "kernels/x86_avx2.h"
+#include "kernels/x86_matmul.h"
+#include "tensor/block.h"
+
+#ifdef __AVXVNNI__
+#define EXPORT(name) avxvnni_##name
+enum { VNNI = 1 };
+#else
+#define EXPORT(name) avx2_##name
+enum { VNNI = 0 };
+#endif
+
+enum { CHUNK = 3 }; /* tokens in a pass */
+
+/* Where a pass finds and leaves its things: half h of the rows of a tile, tokens i0 .. of w. */
+struct pass {
+    const uint8_t *tile, *x;
+    int n_cols, w, i0, h;
+    struct ahead ahead;
+    float (*sums)[KERNEL_TILE];
+};
+
+INLINE __m256i load(const void *p)
+{
+    return _mm256_loadu_si256(p);
+}
+
+INLINE __m256 load_half(const void *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
+
+INLINE __m256i broadcast4(const int8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return _mm256_set1_epi32(v);
+}
+
+INLINE __m256i dot4_vnni(__m256i sum, __m256i u, __m256i q)
+{
+#ifdef __AVXVNNI__
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(u), "x"(q));
+#endif
+    return sum;
+}
+
+/* Codes above 127 are multiplied as signed numbers where there is no VNNI. */
+INLINE bool is_signed(const struct layout l)
+{
+    return !VNNI && l.zero == 128;
+}
+
+/* How many products of four columns a 16-bit sum holds. */
+INLINE int terms_of(const struct layout l)
+{
+    int largest = (1 << (l.low_bits + l.high_bits)) - 1;
+    int terms = 32767 / (2 * 127 * largest);
+    return terms > 8 ? 8 : terms;
+}
+
+/* Codes of four columns (number c4 of 32) of 8 rows; `codes` points at the rows' first. */
+INLINE __m256i codes_of(const struct layout l, const uint8_t *codes, int c4)
+{
+    const uint8_t *high = codes + 128 * l.low_bits;
+    __m256i u;
+    if (l.low_bits == 8)
+        u = load(codes + 128 * c4);
+    else if (l.low_bits == 4)
+        u = _mm256_and_si256(_mm256_srli_epi32(load(codes + c4 / 2 * 128), c4 % 2 * 4),
+                             _mm256_set1_epi8(15));
+    else
+        u = _mm256_and_si256(_mm256_srli_epi32(load(codes + c4 / 4 * 128), c4 % 4 * 2),
+                             _mm256_set1_epi8(3));
+    if (l.high_bits) {
+        int in_byte = 8 / l.high_bits;
+        int shift = l.low_bits - c4 % in_byte * l.high_bits; /* to the left */
+        __m256i b = load(high + c4 / in_byte * 128);
+        b = shift >= 0 ? _mm256_slli_epi32(b, shift) : _mm256_srli_epi32(b, -shift);
+        char mask = (char)(((1 << l.high_bits) - 1) << l.low_bits);
+        u = _mm256_or_si256(u, _mm256_and_si256(b, _mm256_set1_epi8(mask)));
+    }
+    if (l.table)
+        u = _mm256_shuffle_epi8(
+            _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)iq4_values)), u);
+    bool flip = l.table ? !is_signed(l) : is_signed(l); /* the table's values are signed */
+    return flip ? _mm256_xor_si256(u, _mm256_set1_epi8(-128)) : u;
+}
+
+/* Scales of group g of a block: 8 rows from `row` on. */
+INLINE __m256 scale_of(const struct layout l, const uint8_t *block, int g, int row)
+{
+    __m256 d = load_half(block + 2 * row);
+    if (!l.super)
+        return d;
+    __m128i sc = _mm_loadl_epi64((const __m128i *)(block + (l.min ? 128 : 64) + 32 * g + row));
+    __m256i wide = l.min ? _mm256_cvtepu8_epi32(sc) : _mm256_cvtepi8_epi32(sc);
+    return _mm256_mul_ps(d, _mm256_cvtepi32_ps(wide));
+}
+
+/* What to add for each unit of the sum of activations. */
+INLINE __m256 min_of(const struct layout l, const uint8_t *block, int g, int row)
+{
+    __m256 m = load_half(block + 64 + 2 * row);
+    if (!l.super)
+        return m;
+    const uint8_t *mn = block + 128 + 32 * (256 / l.group) + 32 * g + row;
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)mn));
+    return _mm256_mul_ps(m, _mm256_sub_ps(_mm256_setzero_ps(), _mm256_cvtepi32_ps(wide)));
+}
+
+INLINE __m256i start_sum(const struct layout l, const uint8_t *x, int part, int w, int i)
+{
+    if (!l.zero || is_signed(l))
+        return _mm256_setzero_si256();
+    int32_t n = l.group == 32 ? act_nsum((void *)x, w)[i] : act_nhalf((void *)x, w)[part * w + i];
+    return _mm256_set1_epi32(n * l.zero);
+}
+
+/* Adds the products of four-column numbers c4 .. c4 + n - 1, which fit one 16-bit sum. */
+INLINE void dot_run(const struct layout l, const uint8_t *codes, const int8_t *q, int w, int c4,
+                    int n, int tokens, __m256i isum[2][CHUNK])
+{
+    __m256i sum16[2][CHUNK];
+    UNROLL
+    for (int c = 0; c < n; c++)
+        UNROLL
+    for (int v = 0; v < 2; v++) {
+        __m256i u = codes_of(l, codes + 32 * v, c4 + c);
+        __m256i size = is_signed(l) ? _mm256_abs_epi8(u) : u;
+        UNROLL
+        for (int i = 0; i < tokens; i++) {
+            __m256i a = broadcast4(q + ((c4 + c) * w + i) * 4);
+            if (VNNI) {
+                isum[v][i] = dot4_vnni(isum[v][i], u, a);
+                continue;
+            }
+            if (is_signed(l))
+                a = _mm256_sign_epi8(a, u);
+            __m256i p = _mm256_maddubs_epi16(size, a);
+            sum16[v][i] = c ? _mm256_add_epi16(sum16[v][i], p) : p;
+        }
+    }
+    UNROLL
+    for (int i = 0; i < 2 * tokens && !VNNI; i++)
+        isum[i % 2][i / 2] = _mm256_add_epi32(
+            isum[i % 2][i / 2], _mm256_madd_epi16(sum16[i % 2][i / 2], _mm256_set1_epi16(1)));
+}
+
+INLINE void pass_32(const struct layout l, const struct pass *p, const uint8_t *block,
+                    const uint8_t *codes, const uint8_t *x, int s, int tokens, __m256 acc[2][CHUNK])
+{
+    int w = p->w, parts = 32 / l.group, each = 8 / parts;
+    int run = is_signed(l) ? 1 : VNNI || terms_of(l) > each ? each : terms_of(l);
+    const int8_t *q = act_codes((void *)x, w) + 4 * p->i0;
+    const float *scales = act_scale((void *)x) + p->i0;
+    UNROLL
+    for (int part = 0; part < parts; part++) {
+        __m256i isum[2][CHUNK];
+        UNROLL
+        for (int i = 0; i < tokens; i++)
+            isum[0][i] = isum[1][i] = start_sum(l, x, part, w, p->i0 + i);
+        UNROLL
+        for (int c4 = each * part; c4 < each * (part + 1); c4 += run)
+            dot_run(l, codes + 64 * p->h, q, w, c4, run, tokens, isum);
+        UNROLL
+        for (int v = 0; v < 2; v++) {
+            int row = 16 * p->h + 8 * v, g = s * parts + part;
+            __m256 scale = scale_of(l, block, g, row);
+            UNROLL
+            for (int i = 0; i < tokens; i++) {
+                __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(scales + i));
+                acc[v][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[v][i]), both, acc[v][i]);
+            }
+            if (!l.min)
+                continue;
+            __m256 min = min_of(l, block, g, row);
+            UNROLL
+            for (int i = 0; i < tokens; i++) {
+                float sum = act_dsum((void *)x, w)[p->i0 + i];
+                if (l.group == 16)
+                    sum = scales[i] * (float)-act_nhalf((void *)x, w)[part * w + p->i0 + i];
+                acc[v][i] = _mm256_fmadd_ps(min, _mm256_set1_ps(sum), acc[v][i]);
+            }
+        }
+    }
+}
+
+INLINE void fetch(struct ahead *ahead)
+{
+    for (size_t i = 0; i < ahead->step; i += 64)
+        _mm_prefetch(ahead->at + i, _MM_HINT_T1);
+    ahead->at += ahead->step;
+}
+
+INLINE void store_acc(const struct pass *p, int tokens, __m256 acc[2][CHUNK])
+{
+    UNROLL
+    for (int i = 0; i < tokens; i++) {
+        _mm256_storeu_ps(p->sums[p->i0 + i] + 16 * p->h, acc[0][i]);
+        _mm256_storeu_ps(p->sums[p->i0 + i] + 16 * p->h + 8, acc[1][i]);
+    }
+}
+
+INLINE void pass_q8(enum ttype type, int tokens, const struct pass *p)
+{
+    const struct layout l = layout_of(type);
+    const uint8_t *block = p->tile, *x = p->x;
+    struct ahead ahead = p->ahead;
+    __m256 acc[2][CHUNK];
+    UNROLL
+    for (int i = 0; i < tokens; i++)
+        acc[0][i] = acc[1][i] = _mm256_setzero_ps();
+    for (int b = 0; b < p->n_cols / l.block; b++, block += layout_block_bytes(&l)) {
+        const uint8_t *codes = block + layout_header_bytes(&l);
+        for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
+            fetch(&ahead);
+            pass_32(l, p, block, codes, x, s, tokens, acc);
+            x += ACT_Q8_BLOCK * p->w;
+        }
+    }
+    store_acc(p, tokens, acc);
+}
+
+/* --- float weights -------------------------------------------------------------------------------
+ */
+
+INLINE __m256 float_weights(enum ttype type, const uint8_t *p)
+{
+    return type == TTYPE_F32 ? _mm256_loadu_ps((const float *)p) : load_half(p);
+}
+
+INLINE void pass_float(enum ttype type, int tokens, const struct pass *p)
+{
+    size_t each = type == TTYPE_F32 ? 4 : 2;
+    const uint8_t *tile = p->tile + 16 * each * (size_t)p->h;
+    const float *x = (const float *)p->x + p->i0;
+    struct ahead ahead = p->ahead;
+    __m256 acc[2][CHUNK];
+    UNROLL
+    for (int i = 0; i < tokens; i++)
+        acc[0][i] = acc[1][i] = _mm256_setzero_ps();
+    for (int c = 0; c < p->n_cols; c++, tile += KERNEL_TILE * each, x += p->w) {
+        if (c % 32 == 0)
+            fetch(&ahead);
+        __m256 w0 = float_weights(type, tile), w1 = float_weights(type, tile + 8 * each);
+        UNROLL
+        for (int i = 0; i < tokens; i++) {
+            __m256 v = _mm256_broadcast_ss(x + i);
+            acc[0][i] = _mm256_fmadd_ps(w0, v, acc[0][i]);
+            acc[1][i] = _mm256_fmadd_ps(w1, v, acc[1][i]);
+        }
+    }
+    store_acc(p, tokens, acc);
+}
+
+INLINE __m256 low_half(__m256i v)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+
+INLINE __m256 high_half(__m256i v)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
+}
+
+INLINE void pass_bf16(enum ttype type, int tokens, const struct pass *p)
+{
+    (void)type;
+    const uint8_t *tile = p->tile + 64 * p->h;
+    const int8_t *x = (const int8_t *)p->x + 4 * p->i0;
+    struct ahead ahead = p->ahead;
+    __m256 acc[2][CHUNK];
+    UNROLL
+    for (int i = 0; i < tokens; i++)
+        acc[0][i] = acc[1][i] = _mm256_setzero_ps();
+    for (int c = 0; c < p->n_cols; c += 2, tile += 128, x += 4 * p->w) {
+        if (c % 32 == 0)
+            fetch(&ahead);
+        __m256i w0 = load(tile), w1 = load(tile + 32);
+        UNROLL
+        for (int i = 0; i < tokens; i++) {
+            __m256i v = broadcast4(x + 4 * i);
+            acc[0][i] = _mm256_fmadd_ps(low_half(w0), low_half(v), acc[0][i]);
+            acc[1][i] = _mm256_fmadd_ps(low_half(w1), low_half(v), acc[1][i]);
+            acc[0][i] = _mm256_fmadd_ps(high_half(w0), high_half(v), acc[0][i]);
+            acc[1][i] = _mm256_fmadd_ps(high_half(w1), high_half(v), acc[1][i]);
+        }
+    }
+    store_acc(p, tokens, acc);
+}
+
+/* --- one function for each type and number of tokens
+ * ---------------------------------------------- */
+
+typedef void pass_fn(const struct pass *p);
+#define PASS(kind, name, type, tokens)                                                             \
+    static void pass_##name##_##tokens(const struct pass *p)                                       \
+    {                                                                                              \
+        kind(type, tokens, p);                                                                     \
+    }
+#define PASSES(kind, name, type)                                                                   \
+    PASS(kind, name, type, 1)                                                                      \
+    PASS(kind, name, type, 2)                                                                      \
+    PASS(kind, name, type, 3)
+#define ROW(kind, name, type) [type] = {pass_##name##_1, pass_##name##_2, pass_##name##_3},
+EACH_TYPE(PASSES)
+static pass_fn *const passes[TTYPE_BF16 + 1][CHUNK] = {EACH_TYPE(ROW)};
+
+static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
+                     struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
+{
+    int chunks = (w + CHUNK - 1) / CHUNK, part = 0;
+    size_t bytes = ahead.step * (size_t)((n_cols + 31) / 32);
+    for (int h = 0; h < 2; h++)
+        for (int c = 0; c < chunks; c++) {
+            int i0 = w * c / chunks, tokens = w * (c + 1) / chunks - i0;
+            struct ahead share = ahead_share(ahead.at, bytes, n_cols, part++, 2 * chunks);
+            struct pass p = {tile, x, n_cols, w, i0, h, share, sums};
+            passes[type][tokens - 1](&p);
+        }
+}
+
+void EXPORT(matmul)(const struct matmul *j, int tile_begin, int tile_end)
+{
+    matmul_tiles(j, tile_begin, tile_end, run_pass);
+}
+
+int64_t EXPORT(dot_rounds)(int64_t rounds)
+{
+    enum { SUMS = 12 };
+    __m256i sums[SUMS], u = _mm256_set1_epi8(3), q = _mm256_set1_epi8(-5);
+#pragma GCC unroll 12
+    for (int i = 0; i < SUMS; i++)
+        sums[i] = _mm256_setzero_si256();
+    for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < SUMS; i++) {
+#ifdef __AVXVNNI__
+            __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums[i]) : "x"(u), "x"(q));
+#else
+            __m256i p;
+            __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(p) : "x"(u), "x"(q));
+            __asm__ volatile("vpaddw %1, %0, %0" : "+x"(sums[i]) : "x"(p));
+#endif
+        }
+    }
+    return rounds * SUMS * 32;
+}

@@ -1,0 +1,103 @@
+/* x86_matmul.h - the frame of a product that the AVX2 and AVX-512 files share: which tile meets
+ * which group of tokens, what is fetched ahead, where sums go. */
+#pragma once
+
+#include <string.h>
+
+#include "base/err.h"
+#include "kernels/layout.h"
+#include "kernels/x86.h"
+
+/* What a pass fetches into the second-level cache: `step` bytes from `at` on for every 32 columns,
+ * its share of the next tile. Memory stays busy so for any number of tokens. */
+struct ahead {
+    const char *at;
+    size_t step; /* a multiple of 64 */
+};
+
+typedef float tile_sums[KERNEL_GROUP][KERNEL_TILE];
+
+/* Multiplies a tile with a group of w tokens: sums[i][row]. */
+typedef void run_pass_fn(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
+                         struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE]);
+
+/* The part-th of `parts` shares of `bytes` bytes from `next` on, for a pass over n_cols columns. */
+static inline struct ahead ahead_share(const char *next, size_t bytes, int n_cols, int part,
+                                       int parts)
+{
+    size_t units = (size_t)((n_cols + 31) / 32);
+    size_t step = (bytes + units * (size_t)parts - 1) / (units * (size_t)parts);
+    step = (step + 63) / 64 * 64;
+    size_t begin = step * units * (size_t)part;
+    if (begin >= bytes)
+        return (struct ahead){next, 0};
+    return (struct ahead){next + begin, step};
+}
+
+static inline void pass_of(const struct packed_matrix *m, const struct act *a, int tile,
+                           int tile_end, int g, run_pass_fn *run, tile_sums sums)
+{
+    int first = act_group_begin(a->n_tokens, g);
+    int w = act_group_begin(a->n_tokens, g + 1) - first;
+    const uint8_t *data = (const uint8_t *)m->data + (size_t)tile * m->tile_bytes;
+    const uint8_t *x = (const uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
+    size_t next = tile + 1 < tile_end ? m->tile_bytes : 0;
+    struct ahead ahead = ahead_share((const char *)data + m->tile_bytes, next, m->n_cols, g,
+                                     act_groups(a->n_tokens));
+    run(m->type, w, data, x, m->n_cols, ahead, sums);
+}
+
+static inline void store_sums_of(const struct matmul *j, int tile, int first, int w,
+                                 const tile_sums sums)
+{
+    int row = tile * KERNEL_TILE;
+    int n = j->w->n_rows - row < KERNEL_TILE ? j->w->n_rows - row : KERNEL_TILE;
+    for (int i = 0; i < w; i++) {
+        float *restrict out = j->out + (size_t)(first + i) * j->out_stride + row;
+        const float *s = sums[i];
+        if (j->bias)
+            for (int r = 0; r < n; r++)
+                out[r] = (j->add ? out[r] : 0) + s[r] + j->bias[row + r];
+        else if (j->add)
+            for (int r = 0; r < n; r++)
+                out[r] += s[r];
+        else
+            memcpy(out, s, (size_t)n * sizeof *out);
+    }
+}
+
+static inline void matmul_tiles(const struct matmul *j, int tile_begin, int tile_end,
+                                run_pass_fn *run)
+{
+    BUG_ON(j->w->n_cols != j->x->n_cols || packed_act_type(j->w) != j->x->type);
+    int n = j->x->n_tokens, groups = act_groups(n);
+    for (int t = tile_begin; t < tile_end; t++)
+        for (int g = 0; g < groups; g++) {
+            int first = act_group_begin(n, g), w = act_group_begin(n, g + 1) - first;
+            tile_sums sums, gate;
+            pass_of(j->w, j->x, t, tile_end, g, run, sums);
+            if (j->gate) {
+                pass_of(j->gate, j->x, t, tile_end, g, run, gate);
+                avx2_silu_mul(gate[0], sums[0], w * KERNEL_TILE, sums[0]);
+            }
+            store_sums_of(j, t, first, w, sums);
+        }
+}
+
+/* X(function, name, type): which kind of pass multiplies each type. */
+#define EACH_TYPE(X)                                                                               \
+    X(pass_q8, q4_0, TTYPE_Q4_0)                                                                   \
+    X(pass_q8, q4_1, TTYPE_Q4_1)                                                                   \
+    X(pass_q8, q5_0, TTYPE_Q5_0)                                                                   \
+    X(pass_q8, q5_1, TTYPE_Q5_1)                                                                   \
+    X(pass_q8, q8_0, TTYPE_Q8_0)                                                                   \
+    X(pass_q8, q2_k, TTYPE_Q2_K)                                                                   \
+    X(pass_q8, q3_k, TTYPE_Q3_K)                                                                   \
+    X(pass_q8, q4_k, TTYPE_Q4_K)                                                                   \
+    X(pass_q8, q5_k, TTYPE_Q5_K)                                                                   \
+    X(pass_q8, q6_k, TTYPE_Q6_K)                                                                   \
+    X(pass_q8, iq4_nl, TTYPE_IQ4_NL)                                                               \
+    X(pass_q8, iq4_xs, TTYPE_IQ4_XS)                                                               \
+    X(pass_float, f32, TTYPE_F32)                                                                  \
+    X(pass_float, f16, TTYPE_F16)                                                                  \
+    X(pass_bf16, bf16, TTYPE_BF16)
