@@ -6,7 +6,7 @@
 
 #include "base/clock.h"
 
-enum { PROGRESS_REDRAW_MS = 100, PROGRESS_WIDTH = 24 };
+enum { PROGRESS_REDRAW_MS = 100, PROGRESS_WIDTH = 24, PROGRESS_SHORT_MS = 500 };
 
 char *progress_bytes(uint64_t n, char *out, size_t size)
 {
@@ -57,6 +57,8 @@ void progress_update(struct progress *p, uint64_t done, uint64_t total)
         p->start_ms = now;
     }
     p->total = total;
+    if (now - p->start_ms < PROGRESS_SHORT_MS)
+        return;
     if (p->terminal) {
         if (now - p->drawn_ms >= PROGRESS_REDRAW_MS || done == total) {
             p->drawn_ms = now;
@@ -75,7 +77,7 @@ void progress_update(struct progress *p, uint64_t done, uint64_t total)
 
 void progress_end(struct progress *p)
 {
-    if (p->terminal && p->begun)
+    if (p->terminal && p->drawn_ms)
         fputc('\n', stderr);
     p->begun = false;
 }
