@@ -1,8 +1,8 @@
 /* progress.h - a progress bar for people.
  *
  * On a terminal one line is redrawn ten times a second at most, with rate and time left; elsewhere
- * a plain line is written every tenth of the way, so that logs stay readable. What is over within half a
- * second is not shown at all. One thread. */
+ * a plain line is written every tenth of the way, so that logs stay readable. What is over within
+ * half a second is not shown at all. One thread. */
 #pragma once
 
 #include <stdbool.h>
