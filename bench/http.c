@@ -2,6 +2,7 @@
  *
  *   wrk -c64 http://127.0.0.1:PORT/health     one small reply
  *   wrk -c200 http://127.0.0.1:PORT/stream    100 events each, made by another thread
+ *   many connections to /idle                 streams that say nothing: memory of each
  *
  * The other thread stands for an engine: it makes one event for each open stream per step, and
  * posts a step to the loop at once. It runs as fast as the loop takes the steps. */
@@ -45,6 +46,10 @@ static void on_closed(struct http_req *r, bool complete)
 static void on_request(struct http_req *r)
 {
     struct bench *b = r->arg;
+    if (str_eqs(r->path, "/idle")) {
+        http_begin_events(r);
+        return;
+    }
     if (!str_eqs(r->path, "/stream")) {
         http_reply(r, 200, "application/json", "{\"status\":\"ok\"}", 15);
         return;

@@ -164,8 +164,8 @@ static void take_input(struct http_conn *c);
 static void finish(struct http_conn *c)
 {
     bool unread = !http_parse_ended(&c->parse) || c->in.len > c->in_pos;
-    bool again = c->keep_alive && !c->server->closing;
     tell_closed(c, true);
+    bool again = c->keep_alive && !c->server->closing; /* it may have begun to close just now */
     release_request(c);
     c->fresh = false;
     c->head_begun = false;

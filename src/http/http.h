@@ -51,11 +51,10 @@ struct http_handler {
 
 /* One request and its response. Fields are read-only for the handler but for the last group. */
 struct http_req {
-    struct str method; /* "GET", always a known method of llhttp in upper case */
-    struct str
-        path; /* of the target before '?', not decoded, begins with '/' ("*" for OPTIONS *) */
-    struct str query; /* after '?', not decoded, "" if none */
-    struct str body;  /* all of it; NUL-terminated for convenience; {"", 0} if none or streamed */
+    struct str method; /* "GET": a method that llhttp knows, in upper case */
+    struct str path;   /* before '?', not decoded, begins with '/' ("*" for OPTIONS *) */
+    struct str query;  /* after '?', not decoded, "" if none */
+    struct str body;   /* all of it; NUL-terminated for convenience; {"", 0} if none or streamed */
     const struct http_header *headers;
     size_t n_headers;
     int64_t content_length; /* as announced, -1 for a chunked body, 0 without a body */
@@ -186,7 +185,7 @@ void http_begin_events(struct http_req *r);
 
 /* Appends to the response; the bytes are copied and always taken. Pieces of one turn of the loop go
  * out together. false: max_queue_bytes are waiting, stop until on_drain. Who goes on all the same
- * is cut off at 16 times as much. After the client has gone, or for HEAD, the bytes are dropped. */
+ * is cut off at 16 times as much. After http_abort, or for HEAD, the bytes are dropped. */
 bool http_write(struct http_req *r, const void *p, size_t n);
 
 /* One server-sent event: "event: NAME" unless name is NULL, then "data: " before each line of the

@@ -47,8 +47,10 @@ static void test_gone(void **state)
         else
             reset(fd);
         rig_wait(&r, &r.n_cut, i + 1);
+        pthread_mutex_lock(&r.lock);
         if (r.cut_ns - start > worst)
             worst = r.cut_ns - start;
+        pthread_mutex_unlock(&r.lock);
     }
     print_ms("a client's leaving was noticed after, at worst", worst);
     assert_int_equal(r.n_complete, 0);
