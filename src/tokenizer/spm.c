@@ -2,8 +2,6 @@
  * https://github.com/google/sentencepiece/blob/master/src/bpe_model.cc */
 #include "tokenizer/encoder.h"
 
-#define SPACE_MARK "\xe2\x96\x81" /* U+2581 */
-
 /* The text as the vocabulary spells it, in c->scratch. */
 static void escape(struct encoder *c, struct str text, bool after_special)
 {
@@ -78,19 +76,17 @@ static bool add_unknown(struct encoder *c, const struct symbol *s, bool after_un
     return false;
 }
 
-int spm_encode(struct encoder *c, struct str text, bool after_special, struct err *e)
+/* Merges within c->scratch[at, end). *unknown: the last token was "unknown". */
+static int encode_word(struct encoder *c, size_t at, size_t end, bool *unknown, struct err *e)
 {
     const struct vocab *v = &c->t->vocab;
-    escape(c, text, after_special);
-    if (!c->scratch.len)
-        return 0;
-    int rc = merger_begin(&c->merger, c->scratch.len, e);
+    int rc = merger_begin(&c->merger, end - at, e);
     if (rc)
         return rc;
-    for (size_t at = 0; at < c->scratch.len;) {
+    while (at < end) {
         uint32_t cp;
         const char *p = c->scratch.data + at;
-        int len = utf8_decode(p, c->scratch.len - at, &cp);
+        int len = utf8_decode(p, end - at, &cp);
         int32_t id = vocab_find(v, (struct str){p, (size_t)len});
         merger_add(&c->merger, (uint32_t)at, (uint32_t)len,
                    id >= 0 && vocab_is_text(v, id) ? id : -1);
@@ -98,15 +94,30 @@ int spm_encode(struct encoder *c, struct str text, bool after_special, struct er
     }
     merger_run(&c->merger, find_pair, c);
 
-    bool after_unknown = false;
     for (int32_t i = 0; i >= 0; i = c->merger.symbols[i].next) {
         const struct symbol *s = &c->merger.symbols[i];
         if (s->id >= 0) {
             token_list_add(c->out, s->id);
-            after_unknown = false;
+            *unknown = false;
         } else {
-            after_unknown = add_unknown(c, s, after_unknown);
+            *unknown = add_unknown(c, s, *unknown);
         }
     }
     return 0;
+}
+
+/* Nothing merges across the place between a character and a space after it if no token holds that:
+ * then words can go one by one, which keeps the heap in the cache. */
+int spm_encode(struct encoder *c, struct str text, bool after_special, struct err *e)
+{
+    escape(c, text, after_special);
+    bool unknown = false;
+    int rc = 0;
+    for (size_t at = 0; !rc && at < c->scratch.len;) {
+        struct str rest = {c->scratch.data + at, c->scratch.len - at};
+        size_t n = c->t->vocab.spaces_lead ? vocab_inner_space(rest) : rest.n;
+        rc = encode_word(c, at, at + n, &unknown, e);
+        at += n;
+    }
+    return rc;
 }

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE /* memmem */
 #include "tokenizer/vocab.h"
 
 #include <math.h>
@@ -95,7 +96,7 @@ static size_t raw_of_spm(struct str s, char *out)
 {
     size_t len = 0;
     for (size_t i = 0; i < s.n;) {
-        if (s.n - i >= 3 && memcmp(s.p + i, "\xe2\x96\x81", 3) == 0) {
+        if (s.n - i >= 3 && memcmp(s.p + i, SPACE_MARK, 3) == 0) {
             out[len++] = ' ';
             i += 3;
         } else {
@@ -103,6 +104,17 @@ static size_t raw_of_spm(struct str s, char *out)
         }
     }
     return len;
+}
+
+size_t vocab_inner_space(struct str s)
+{
+    size_t i = 0;
+    while (s.n - i >= 3 && memcmp(s.p + i, SPACE_MARK, 3) == 0)
+        i += 3;
+    if (i == s.n)
+        return s.n;
+    const char *p = memmem(s.p + i, s.n - i, SPACE_MARK, 3);
+    return p ? (size_t)(p - s.p) : s.n;
 }
 
 static size_t raw_of(const struct vocab *v, int32_t id, char *out)
@@ -282,6 +294,11 @@ int vocab_load(struct vocab *v, const struct gguf *g, enum vocab_kind kind, stru
         p += v->raw[i].n;
     }
     index_bytes(v);
+    v->spaces_lead = true;
+    for (int32_t i = 0; i < v->n; i++) {
+        if (vocab_is_text(v, i) && vocab_inner_space(v->spelled[i]) < v->spelled[i].n)
+            v->spaces_lead = false;
+    }
     return 0;
 }
 

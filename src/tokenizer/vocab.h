@@ -6,6 +6,8 @@
 #include "base/str.h"
 #include "gguf/gguf.h"
 
+#define SPACE_MARK "\xe2\x96\x81" /* U+2581, SentencePiece's space */
+
 /* Numbers as in tokenizer.ggml.token_type. */
 enum token_type {
     TOKEN_UNDEFINED = 0,
@@ -34,6 +36,7 @@ struct vocab {
     size_t n_slots;        /* a power of two */
     size_t longest;        /* bytes of the longest spelling */
     int32_t byte_ids[256]; /* the token of a single byte, -1 if there is none */
+    bool spaces_lead;      /* VOCAB_SPM: no token has U+2581 after another character */
 };
 
 /* Reads tokenizer.ggml.tokens, .scores and .token_type. Answers ERR_FORMAT naming the key when a
@@ -51,6 +54,9 @@ bool vocab_is_text(const struct vocab *v, int32_t id);
 /* A user-defined token of nothing but white space (Gemma's runs of newlines, the runs of spaces of
  * Phi-2) has no authority: it is text, wherever it is written. */
 bool vocab_is_blank(const struct vocab *v, int32_t id);
+
+/* Where the first space mark of s stands that follows another character; s.n if there is none. */
+size_t vocab_inner_space(struct str s);
 
 /* Appends the GPT-2 character of every byte. out has room for 2 * n bytes; returns the length. */
 size_t vocab_spell_bytes(const char *p, size_t n, char *out);

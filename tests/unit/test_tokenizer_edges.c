@@ -6,6 +6,7 @@
 
 #include "base/fault.h"
 #include "base/mem.h"
+#include "base/pool.h"
 #include "tokenizer_help.h"
 
 /* ---- spans --------------------------------------------------------------------------------- */
@@ -516,6 +517,42 @@ static void test_long_runs(void **state)
     tokenizer_free(t);
 }
 
+/* ---- threads -------------------------------------------------------------------------------- */
+
+struct shared {
+    const struct tokenizer *t;
+    struct tok_span span;
+    struct token_list got[4];
+};
+
+static void encode_often(void *arg, int ith, int nth)
+{
+    struct shared *s = arg;
+    for (int round = 0; round < 20; round++) {
+        s->got[ith].n = 0;
+        encode(s->t, &s->span, 1, &s->got[ith]);
+    }
+}
+
+static void test_threads_share_a_tokenizer(void **state)
+{
+    struct tokenizer *tokenizers[] = {open_bpe("qwen2"),
+                                      open_tokenizer(VECTORS "/tokenizer/spm-llama.gguf")};
+    struct pool *pool = NULL;
+    assert_int_equal(pool_new(&pool, 4, NULL), 0);
+    for (size_t i = 0; i < ARRAY_LEN(tokenizers); i++) {
+        struct shared s = {tokenizers[i],
+                           TRUSTED("<|im_start|>e\u0301 1234 don't </s> 日本\n\n x")};
+        pool_run(pool, encode_often, &s);
+        for (int k = 0; k < 4; k++)
+            expect_ids("on each thread the same", &s.got[k], &s.got[0]);
+        for (int k = 0; k < 4; k++)
+            token_list_release(&s.got[k]);
+        tokenizer_free(tokenizers[i]);
+    }
+    pool_free(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -529,6 +566,7 @@ int main(void)
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_stream_holds_cut_characters),
         cmocka_unit_test(test_long_runs),
+        cmocka_unit_test(test_threads_share_a_tokenizer),
     };
     return cmocka_run_group_tests_name("tokenizer_edges", tests, NULL, NULL);
 }
