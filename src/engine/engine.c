@@ -10,13 +10,14 @@
 #include "base/log.h"
 #include "base/map.h"
 #include "base/mem.h"
+#include "engine/draft.h"
 #include "engine/prefix.h"
 #include "engine/sampler.h"
 #include "engine/sched.h"
 #include "engine/seq.h"
 
 enum { DEFAULT_RUNNING = 64, DEFAULT_QUEUE = 1024, DEFAULT_STEP_MS = 150 };
-enum { DEFAULT_STEP_DEADLINE_MS = 60000 };
+enum { DEFAULT_STEP_DEADLINE_MS = 60000, DEFAULT_SPEC_TOKENS = 6 };
 
 enum command_kind { COMMAND_CANCEL, COMMAND_PAUSE, COMMAND_RESUME };
 
@@ -288,8 +289,24 @@ static void end_expired(struct engine *g)
     }
 }
 
+/* Guesses of a sequence that decodes stand after its tokens until the step has judged them. */
+static void guess(struct engine *g)
+{
+    struct sched_list *l = &g->sched.running;
+    bool worth = l->n * 2 <= g->sched.spec_tokens;
+    for (struct sched_item *it = l->first; it; it = it->next) {
+        struct seq *q = seq_of(it);
+        int left = q->max_tokens - seq_n_output(q) - 1; /* the step brings one more than guessed */
+        int most = left < q->n_guess ? left : q->n_guess;
+        it->n_draft = 0;
+        if (worth && q->speculate && most > 0)
+            it->n_draft = draft_guess(q->tokens, it->n_tokens, seq_room(q, most), most);
+    }
+}
+
 static void schedule(struct engine *g)
 {
+    guess(g);
     sched_plan(&g->sched);
     for (int i = 0; i < g->sched.n_plan; i++) {
         struct seq *q = seq_of(g->sched.plan[i]);
@@ -304,10 +321,11 @@ static void schedule(struct engine *g)
     end(g, q, FINISH_ERROR);
 }
 
-/* A sequence whose last known token is computed in this step gets a row of logits. */
-static bool wants_token(const struct seq *q)
+/* Rows of logits: one when the last known token is computed, and one for each guess after it. */
+static int rows_of(const struct seq *q)
 {
-    return q->item.n_computed + q->item.n_planned == q->item.n_tokens;
+    int over = q->item.n_computed + q->item.n_planned - q->item.n_tokens;
+    return over < 0 ? 0 : over + 1;
 }
 
 static void forward(struct engine *g)
@@ -319,7 +337,7 @@ static void forward(struct engine *g)
                                          .n_tokens = q->item.n_planned,
                                          .pos = q->item.n_computed,
                                          .blocks = q->table.blocks,
-                                         .n_logits = wants_token(q)};
+                                         .n_logits = rows_of(q)};
         n_rows += g->batch[i].n_logits;
     }
     if (n_rows > g->n_rows) {
@@ -347,7 +365,8 @@ static int ban_ends(struct engine *g, const struct seq *q)
     return n;
 }
 
-static void sample(struct engine *g, struct seq *q, float *logits)
+/* Chooses the next token. Returns it, or -1 when the sequence ended with an error. */
+static int32_t sample(struct engine *g, struct seq *q, float *logits)
 {
     struct sampler_task task = {.how = &q->how,
                                 .tokens = q->tokens,
@@ -362,25 +381,50 @@ static void sample(struct engine *g, struct seq *q, float *logits)
     if (id < 0) {
         err_set(&q->err, ERR_INVALID, "the model gave a logit that is not a number");
         seq_finish(q, FINISH_ERROR);
-        return;
+        return id;
     }
     g->count.generated_tokens++;
     seq_commit(q, g->o.tokenizer, id, q->how.n_logprobs >= 0 ? g->logprobs : NULL);
+    return id;
 }
 
-/* Publishes what was computed, chooses tokens, tells them. */
+/* Samples from row after row as long as what comes is what was guessed: each token is drawn from
+ * its own distribution with the sequence's own numbers, so the answer is the same as without
+ * guesses. */
+static void sample_rows(struct engine *g, struct seq *q, float *row, int n_rows)
+{
+    int held = 0;
+    for (int i = 0; i < n_rows; i++, row += g->limits.n_vocab) {
+        int32_t guessed = i + 1 < n_rows ? q->tokens[q->item.n_tokens] : -1;
+        int32_t id = sample(g, q, row);
+        if (q->finish || id != guessed)
+            break;
+        q->item.n_computed++; /* its KV is there already */
+        held++;
+    }
+    if (n_rows < 2)
+        return;
+    g->count.drafts++;
+    g->count.draft_tokens += (uint64_t)n_rows - 1;
+    g->count.accepted_tokens += (uint64_t)held;
+    if (held == n_rows - 1 && q->n_guess < g->sched.spec_tokens)
+        q->n_guess *= 2;
+    else if (!held && q->n_guess > 1)
+        q->n_guess /= 2;
+}
+
+/* Chooses tokens, publishes what was computed, tells them. */
 static void commit(struct engine *g)
 {
     float *row = g->logits;
     for (int i = 0; i < g->sched.n_plan; i++) {
         struct seq *q = seq_of(g->sched.plan[i]);
-        bool wants = wants_token(q);
-        publish(g, q, q->item.n_computed, q->item.n_computed + q->item.n_planned);
-        q->item.n_computed += q->item.n_planned;
-        if (!wants)
-            continue;
-        sample(g, q, row);
-        row += g->limits.n_vocab;
+        int n_rows = rows_of(q), from = q->item.n_computed;
+        q->item.n_computed += n_rows ? q->item.n_tokens - from : q->item.n_planned;
+        if (n_rows)
+            sample_rows(g, q, row, n_rows);
+        row += (size_t)n_rows * (size_t)g->limits.n_vocab;
+        publish(g, q, from, q->item.n_computed);
         if (q->finish)
             retire(g, q);
         else
@@ -535,6 +579,10 @@ static void set_defaults(struct engine_opts *o)
         o->max_queue = DEFAULT_QUEUE;
     if (o->step_ms < 1)
         o->step_ms = DEFAULT_STEP_MS;
+    if (o->spec_tokens < 1)
+        o->spec_tokens = DEFAULT_SPEC_TOKENS;
+    if (o->spec_tokens > o->model.max_batch_tokens)
+        o->spec_tokens = o->model.max_batch_tokens;
     if (o->step_deadline_ms < 1)
         o->step_deadline_ms = DEFAULT_STEP_DEADLINE_MS;
 }
@@ -599,6 +647,7 @@ int engine_new(struct engine **out, const struct engine_opts *o, struct err *e)
     kv_init(&g->kv, m->n_blocks, KV_BLOCK_TOKENS);
     prefix_init(&g->prefix, &g->kv, g->o.prefix_cache);
     sched_init(&g->sched, &block_ops, g, g->o.max_running, m->max_batch_tokens, g->o.step_ms);
+    g->sched.spec_tokens = g->o.spec_tokens;
     sampler_init(&g->sampler, m->n_vocab);
     g->batch = xcalloc((size_t)g->o.max_running, sizeof *g->batch);
     g->found = xcalloc((size_t)m->n_blocks, sizeof *g->found);

@@ -67,7 +67,9 @@ struct engine_request {
     bool include_stop;       /* the stop string (or ending token) stays in the text */
     const int32_t *stop_ids; /* copied */
     int n_stop_ids;
-    bool special;       /* control tokens appear in the text */
+    bool speculate; /* while the machine has time to spare, guess tokens that repeat earlier text
+                       and verify several in one step: the same answer, sooner */
+    bool special;   /* control tokens appear in the text */
     const char *tenant; /* "" or NULL: the common one; prefix cache and fairness are per tenant */
     const char *cache_salt; /* NULL: none; prefixes are shared under the same tenant and salt */
     int priority;           /* lower runs earlier, 0 is normal */
@@ -128,8 +130,9 @@ struct engine_opts {
     int step_ms;                       /* target for one step while streams run, 0: 150 */
     int64_t step_deadline_ms; /* a step longer than this makes engine_health unhealthy, 0: 60000 */
     bool prefix_cache;
-    bool check;  /* verify all block accounts after every step; else only when idle */
-    bool manual; /* no thread: the caller runs the steps with engine_step (tests, tools) */
+    int spec_tokens; /* most tokens of a step that has guesses in it, 0: 6, 1: never guess */
+    bool check;      /* verify all block accounts after every step; else only when idle */
+    bool manual;     /* no thread: the caller runs the steps with engine_step (tests, tools) */
     engine_sink_fn *sink;
     void *sink_arg;
 };
@@ -162,6 +165,8 @@ struct engine_stats {
     uint64_t steps, prompt_tokens, generated_tokens, cached_tokens, preemptions, requests_done;
     uint64_t computed_tokens; /* through the model, recomputation after preemption included */
     uint64_t evictions;       /* cached blocks given up for new ones */
+    uint64_t drafts, draft_tokens,
+        accepted_tokens; /* speculation: guesses, their tokens, how many held */
     double last_step_ms;
     int last_step_tokens;
 };

@@ -371,6 +371,24 @@ static void plan_prefill(struct sched *s)
     }
 }
 
+/* Fills a small step of decodes with guesses, as evenly as they are wanted. A guess may evict
+ * cached blocks, but never preempts. */
+static void plan_drafts(struct sched *s)
+{
+    if (s->n_plan_tokens != s->n_plan)
+        return; /* a prefill chunk uses the time better */
+    for (int i = 0; i < s->n_plan; i++) {
+        struct sched_item *it = s->plan[i];
+        int n = (s->spec_tokens - s->n_plan_tokens) / (s->n_plan - i);
+        n = n < it->n_draft ? n : it->n_draft;
+        if (n < 1 || !is_decode(it) || !s->ops->grow(s->ctx, it, it->n_tokens + n))
+            continue;
+        it->n_planned += n;
+        s->n_plan_tokens += n;
+        s->plan_attention += attended(it->n_tokens, n);
+    }
+}
+
 int sched_plan(struct sched *s)
 {
     s->step++;
@@ -386,6 +404,7 @@ int sched_plan(struct sched *s)
     make_way(s);
     plan_decodes(s);
     plan_prefill(s);
+    plan_drafts(s);
     return s->n_plan;
 }
 

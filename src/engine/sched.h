@@ -7,6 +7,9 @@
  *     2. the tenant that was served least (virtual time = tokens computed, start-time fair
  * queueing, Goyal et al., 1996)
  *     3. arrival
+ * A step of decodes only, and few of them, has room for guesses (n_draft): on a CPU the weights are
+ * read from memory anyway, and the first few tokens of a step cost little more than one.
+ *
  * A sequence is admitted with blocks for all the tokens it has. When a decode finds no block, the
  * worst running sequence (paused first, then by priority and arrival, the last one) is preempted:
  * it gives up its blocks and waits at its old place to be computed again. The best one is never
@@ -42,8 +45,8 @@ struct sched_item {
     uint64_t skip_step;     /* step in which it must not be admitted */
     int n_tokens;           /* known: prompt and output */
     int n_computed;         /* of which are in KV blocks; < n_tokens between steps */
-    int n_planned;          /* to be computed in this step */
-    int n_draft;            /* guesses after n_tokens that a decode may verify in the same step */
+    int n_planned; /* to be computed in this step; a decode with guesses: 1 + their number */
+    int n_draft;   /* most guesses after n_tokens that a decode may verify in the same step */
 };
 
 enum sched_answer { SCHED_OK, SCHED_WAIT, SCHED_FULL };
@@ -69,6 +72,7 @@ struct sched {
     const struct sched_ops *ops;
     void *ctx;
     int max_running, max_batch_tokens;
+    int spec_tokens; /* a step of decodes is filled up to so many tokens with guesses, 0: none */
     double step_ms;
     struct cost cost;
     struct sched_list waiting, running; /* by arrival; by priority and arrival */

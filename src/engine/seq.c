@@ -88,6 +88,8 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
                       .ignore_eos = r->ignore_eos,
                       .include_stop = r->include_stop,
                       .special = r->special,
+                      .speculate = r->speculate,
+                      .n_guess = 2,
                       .n_stop_ids = r->n_stop_ids,
                       .priority = r->priority,
                       .deadline_ms = r->deadline_ms,
@@ -128,14 +130,14 @@ void seq_free(struct seq *q)
 
 /* One more token. */
 
-static void append(struct seq *q, int32_t id)
+int32_t *seq_room(struct seq *q, int n)
 {
-    if (q->item.n_tokens == q->cap) {
-        q->cap += q->cap / 2;
+    int need = q->item.n_tokens + n;
+    if (need > q->cap) {
+        q->cap = need + q->cap / 2;
         q->tokens = xrealloc(q->tokens, (size_t)q->cap * sizeof *q->tokens);
     }
-    q->tokens[q->item.n_tokens++] = id;
-    q->n_new++;
+    return q->tokens + q->item.n_tokens;
 }
 
 /* Gives text through the stop strings. Before min_tokens they do not exist. */
@@ -180,7 +182,9 @@ void seq_finish(struct seq *q, enum finish_reason why)
 void seq_commit(struct seq *q, const struct tokenizer *t, int32_t id,
                 const struct token_logprob *logprobs)
 {
-    append(q, id);
+    *seq_room(q, 1) = id;
+    q->item.n_tokens++;
+    q->n_new++;
     if (logprobs)
         buf_add(&q->logprobs, logprobs, sizeof *logprobs * (size_t)(1 + q->how.n_logprobs));
     bool may_end = seq_n_output(q) > q->min_tokens;

@@ -25,7 +25,8 @@ struct seq {
     struct sampling how;
     struct rng rng;
     int max_tokens, min_tokens;
-    bool ignore_eos, include_stop, special;
+    bool ignore_eos, include_stop, special, speculate;
+    int n_guess; /* guesses worth making: doubled when all held, halved when none did */
     int32_t *stop_ids;
     int n_stop_ids;
     struct stop stop;
@@ -61,6 +62,9 @@ static inline int seq_n_output(const struct seq *q)
 {
     return q->item.n_tokens - q->n_prompt;
 }
+
+/* Makes room for n more tokens after those known and returns where they go. */
+int32_t *seq_room(struct seq *q, int n);
 
 /* Takes the sampled token in: appends it, makes text, finds out whether this is the end
  * (q->finish). `logprobs` has 1 + n_logprobs entries, or is NULL. */

@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { PROGRAM_SCALE = 20 };
+enum { PROGRAM_SCALE = 5 };
 #else
 enum { PROGRAM_SCALE = 1 };
 #endif

@@ -69,6 +69,7 @@ static const char *submit(struct program *p, struct slot *s)
     s->r.min_tokens = below(p, 4) ? 0 : below(p, s->r.max_tokens + 1);
     s->r.tenant = tenants[below(p, 3)];
     s->r.priority = below(p, 5) - 2;
+    s->r.speculate = below(p, 2);
     s->live = true;
     s->paused = s->cancelled = false;
     struct err e = {0};
@@ -159,10 +160,12 @@ static const char *run_program(struct program *p, uint64_t seed, int n_ops, bool
     fake_model_init(&p->model, 3 + below(p, 30), 8 + below(p, 56));
     p->model.eog_every = 50;
     p->model.forgetful = forgetful;
+    p->model.repetitive = seed % 3 == 0;
     struct engine_opts o = {.model = fake_engine_model(&p->model, N_CTX),
                             .tokenizer = fake_tokenizer(),
                             .max_running = 1 + below(p, 12),
                             .prefix_cache = seed % 4 != 0,
+                            .spec_tokens = 1 + below(p, 12),
                             .check = true,
                             .manual = true,
                             .sink = answer_sink};
@@ -189,7 +192,7 @@ static const char *run_program(struct program *p, uint64_t seed, int n_ops, bool
 static void test_program(void **state)
 {
     struct program *p = xcalloc(1, sizeof *p);
-    uint64_t preemptions = 0, evictions = 0, steps = 0, cached = 0;
+    uint64_t preemptions = 0, evictions = 0, steps = 0, cached = 0, guessed = 0, held = 0;
     int done = 0;
     for (uint64_t seed = 1; seed <= 100; seed++) {
         const char *bad = run_program(p, seed, 10000 / PROGRAM_SCALE, false);
@@ -199,11 +202,16 @@ static void test_program(void **state)
         evictions += p->stats.evictions;
         cached += p->stats.cached_tokens;
         steps += p->stats.steps;
+        guessed += p->stats.draft_tokens;
+        held += p->stats.accepted_tokens;
         done += p->n_done;
     }
-    print_message("# %d requests, %d steps, %d preemptions, %d evictions, %d cached tokens\n", done,
-                  (int)steps, (int)preemptions, (int)evictions, (int)cached);
-    assert_true(preemptions > 100 && evictions > 100 && cached > 1000);
+    print_message("# %d requests, %d steps, %d preemptions, %d evictions, %d cached tokens, "
+                  "%d of %d guesses held\n",
+                  done, (int)steps, (int)preemptions, (int)evictions, (int)cached, (int)held,
+                  (int)guessed);
+    assert_true(preemptions > 100 && evictions > 100 && cached > 1000 && held > 100 &&
+                guessed > held);
     free(p);
 }
 

@@ -92,6 +92,8 @@ static bool grow(void *ctx, struct sched_item *item, int n_tokens)
     struct program *p = ctx;
     struct pair *x = (struct pair *)item;
     int more = blocks_for(n_tokens) - x->n_blocks;
+    if (more < 1)
+        return true; /* a guess has left blocks behind */
     if (more > p->free)
         return false;
     x->n_blocks += more;
@@ -205,8 +207,8 @@ static void t_decodes(struct program *p)
         }
         if (x->t_state != SCHED_RUNNING)
             continue;
-        x->t_blocks += more;
-        p->t_free -= more;
+        x->t_blocks += more > 0 ? more : 0;
+        p->t_free -= more > 0 ? more : 0;
         t_plan(p, x, 1);
     }
 }
@@ -284,6 +286,27 @@ static void t_prefill(struct program *p)
     }
 }
 
+/* Guesses, in the order of the plan: that of the decodes. */
+static void t_drafts(struct program *p)
+{
+    if (p->t_plan_tokens != p->t_plan)
+        return;
+    for (int i = 0; i < p->s.n_plan; i++) {
+        struct pair *x = (struct pair *)p->s.plan[i];
+        int n = (p->s.spec_tokens - p->t_plan_tokens) / (p->s.n_plan - i);
+        n = n < x->item.n_draft ? n : x->item.n_draft;
+        int more = n > 0 ? blocks_for(x->t_tokens + n) - x->t_blocks : 0;
+        if (n < 1 || x->t_tokens - x->t_computed != 1 || more > p->t_free)
+            continue;
+        x->t_blocks += more > 0 ? more : 0;
+        p->t_free -= more > 0 ? more : 0;
+        x->t_planned += n;
+        p->t_plan_tokens += n;
+        for (int k = 0; k < n; k++)
+            p->t_attention += x->t_tokens + k + 1;
+    }
+}
+
 static void t_step(struct program *p)
 {
     double least = -1;
@@ -301,6 +324,7 @@ static void t_step(struct program *p)
     t_make_way(p);
     t_decodes(p);
     t_prefill(p);
+    t_drafts(p);
 }
 
 /* Operations, on both. */
@@ -367,6 +391,8 @@ static const char *step(struct program *p)
 {
     if (p->plant == PLANT_VTIME && p->s.step == 200)
         p->s.served += SCHED_AGE;
+    for (int i = 0; i < N_ITEMS; i++)
+        p->pairs[i].item.n_draft = below(p, 2) * below(p, 6);
     sched_plan(&p->s);
     t_step(p);
     const char *bad = compare(p);
@@ -380,11 +406,17 @@ static const char *step(struct program *p)
         struct pair *x = &p->pairs[i];
         if (!x->live || !x->t_planned)
             continue;
+        int over = x->t_computed + x->t_planned - x->t_tokens;
         x->t_computed += x->t_planned;
+        if (over > 0) { /* some guesses held */
+            int held = below(p, over + 1);
+            x->t_computed = x->t_tokens + held;
+            x->item.n_tokens = x->t_tokens += held;
+        }
         x->item.n_computed = x->t_computed;
         if (x->t_computed < x->t_tokens)
             continue;
-        if (x->t_tokens == MOST_TOKENS || below(p, 12) == 0)
+        if (x->t_tokens >= MOST_TOKENS || below(p, 12) == 0)
             finish(p, x);
         else
             x->item.n_tokens = ++x->t_tokens;
@@ -426,9 +458,10 @@ static const char *run_program(struct program *p, uint64_t seed, int n_ops, enum
     const char *bad = NULL;
     *p = (struct program){.plant = plant};
     rng_seed(&p->rng, seed);
-    p->n_blocks = p->free = p->t_free = blocks_for(MOST_TOKENS) + below(p, 80);
+    p->n_blocks = p->free = p->t_free = blocks_for(MOST_TOKENS + 8) + below(p, 80);
     int max_running = 1 + below(p, 10);
     sched_init(&p->s, &ops, p, max_running, max_running + below(p, 60), STEP_MS);
+    p->s.spec_tokens = below(p, p->s.max_batch_tokens + 1);
     for (int i = 0; i < n_ops && !bad; i++)
         bad = operate(p);
     for (int i = 0; i < N_ITEMS; i++)

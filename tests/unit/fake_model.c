@@ -26,11 +26,13 @@ static uint64_t mix(uint64_t h, uint64_t x)
     return h ^ h >> 29;
 }
 
-static void logits_of(const struct fake_model *m, uint64_t h, int n, float *logits)
+/* h is the hash of all n tokens, `recent` of the last two. */
+static void logits_of(const struct fake_model *m, uint64_t h, uint64_t recent, int n, float *logits)
 {
     for (int i = 0; i < FAKE_VOCAB; i++) {
-        uint64_t x = mix(h, (uint64_t)i);
-        logits[i] = (float)(x >> 40) * 0x1p-20f - 8;
+        float far = (float)(mix(h, (uint64_t)i) >> 40) * 0x1p-20f - 8;
+        float near = (float)(mix(recent, (uint64_t)i) >> 40) * 0x1p-20f - 8;
+        logits[i] = m->repetitive ? near + far * 0.003f : far;
     }
     logits[FAKE_EOG] = m->eog_every && h % (uint64_t)m->eog_every == 0 ? 20.f : -20.f;
     if (m->nan_after && n >= m->nan_after)
@@ -42,7 +44,8 @@ void fake_logits(const struct fake_model *m, const int32_t *tokens, int n, float
     uint64_t h = 1;
     for (int i = 0; i < n; i++)
         h = mix(h, (uint64_t)tokens[i] + 1);
-    logits_of(m, h, n, logits);
+    uint64_t recent = mix(n > 1 ? (uint64_t)tokens[n - 2] + 1 : 0, (uint64_t)tokens[n - 1] + 1);
+    logits_of(m, h, recent, n, logits);
 }
 
 static int32_t *slot(struct fake_model *m, const struct batch_seq *q, int pos)
@@ -73,7 +76,8 @@ static void forward(void *ctx, const struct batch_seq *seqs, int n_seqs, float *
         for (int p = 0; p < n && q->n_logits; p++) {
             h = mix(h, (uint64_t)*slot(m, q, p));
             if (p + 1 > n - q->n_logits) {
-                logits_of(m, h, p + 1, logits);
+                uint64_t before = p ? (uint64_t)*slot(m, q, p - 1) : 0;
+                logits_of(m, h, mix(before, (uint64_t)*slot(m, q, p)), p + 1, logits);
                 logits += FAKE_VOCAB;
             }
         }

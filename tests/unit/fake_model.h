@@ -21,7 +21,8 @@ struct fake_model {
     int most_tokens;    /* in one step */
     int nan_after;      /* positions from which logits are NaN, 0: never */
     int eog_every; /* the end of generation is the likeliest for one context in so many, 0: never */
-    bool forgetful; /* a planted bug: copy_block leaves out the last token */
+    bool repetitive; /* the last two tokens count most: answers run in circles, but not always */
+    bool forgetful;  /* a planted bug: copy_block leaves out the last token */
     void (*on_step)(void *arg);
     void *arg;
 };

@@ -199,6 +199,46 @@ static void test_seed_does_not_see_the_batch(void **state)
     close_fixture(&f);
 }
 
+/* Guessing changes how many steps there are, not what comes. */
+static void test_guesses_change_nothing(void **state)
+{
+    int64_t steps[2];
+    int32_t prompt[30];
+    struct rng rng;
+    struct answer plain[8] = {0};
+    rng_seed(&rng, 12);
+    fill_prompt(&rng, prompt, 30);
+    for (int guess = 0; guess < 2; guess++) {
+        struct fixture f;
+        struct engine_opts o = manual;
+        o.spec_tokens = guess ? 8 : 1;
+        open_fixture(&f, 64, 64, o);
+        f.model.repetitive = true;
+        for (int i = 0; i < 8; i++) {
+            struct engine_request r = greedy_request(prompt + i, 30 - i, 200, &f.answers[i]);
+            r.speculate = true;
+            r.sampling.temperature = i % 2 ? 0.3f : 0;
+            r.sampling.has_seed = true;
+            r.sampling.seed = (uint64_t)i;
+            r.sampling.n_logprobs = i % 3 ? -1 : 2;
+            run_alone(&f, &r);
+            if (guess)
+                assert_answer(&f.answers[i], &plain[i]);
+            else
+                plain[i] = f.answers[i];
+            f.answers[i].text = guess ? f.answers[i].text : (struct buf){0};
+        }
+        struct engine_stats s;
+        engine_get_stats(f.g, &s);
+        steps[guess] = (int64_t)s.steps;
+        assert_int_equal(s.drafts > 0, guess);
+        close_fixture(&f);
+    }
+    assert_true(steps[1] * 6 < steps[0] * 5);
+    for (int i = 0; i < 8; i++)
+        answer_release(&plain[i]);
+}
+
 static void test_cancel(void **state)
 {
     struct fixture f;
@@ -643,6 +683,7 @@ int main(void)
         cmocka_unit_test(test_length_is_cut_to_context),
         cmocka_unit_test(test_many),
         cmocka_unit_test(test_seed_does_not_see_the_batch),
+        cmocka_unit_test(test_guesses_change_nothing),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_pause),
         cmocka_unit_test(test_deadline),
