@@ -25,8 +25,8 @@ struct hparams {
     float rope_attn_factor; /* of LONG: scales cos and sin; 0: not stated */
 };
 
-/* ERR_FORMAT for a missing key or a value out of range, ERR_UNSUPPORTED for what this program does
- * not run (experts, per-layer head counts, an unknown rope scaling); the message names the key. */
+/* ERR_NOTFOUND for a missing key, ERR_FORMAT for a value out of range, ERR_UNSUPPORTED for what is
+ * not run here (experts, per-layer head counts, an unknown rope scaling); the message names the key. */
 int hparams_read(struct hparams *hp, const struct gguf *g, const char *arch, struct err *e);
 
 static inline int hparams_q(const struct hparams *hp)

@@ -1,0 +1,438 @@
+/* The forward pass of every architecture and quantisation on small random models, against plain
+ * loops in double precision (reference_forward.h), and against itself: any way of cutting the same
+ * tokens into steps, batches and shared blocks gives the same logits. */
+#define _GNU_SOURCE /* memmem */
+#include "unit.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/fault.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
+#include "reference_forward.h"
+#include "synth.h"
+
+enum { N_BLOCKS = 64, MAX_TOKENS = 320, MAX_SEQS = 8 };
+
+static const char *const archs[] = {"tiny-llama", "tiny-phi3", "tiny-qwen2", "tiny-qwen3"};
+
+/* A model file, opened, with its own pool and cache. */
+struct rig {
+    struct pool *pool;
+    struct gguf *gguf;
+    struct model *model;
+    struct kv_mem *kv;
+    int n_vocab;
+};
+
+static struct gguf *make_file(const char *arch, const char *quant)
+{
+    char path[] = "/tmp/terrace-test-model-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    struct err e = {0};
+    struct gguf *g = NULL;
+    if (synth_write(arch, quant, path, &(struct synth_options){.seed = 7}, &e) ||
+        gguf_open(&g, path, &e))
+        fail_msg("%s %s: %s", arch, quant, e.msg);
+    unlink(path);
+    return g;
+}
+
+static struct rig rig_open(const char *arch, const char *quant, struct model_opts o, int n_threads)
+{
+    struct rig r = {.gguf = make_file(arch, quant)};
+    struct err e = {0};
+    if (pool_new(&r.pool, n_threads, &e))
+        fail_msg("%s", e.msg);
+    o.pool = r.pool;
+    if (model_open(&r.model, r.gguf, &o, &e) || kv_mem_new(&r.kv, r.model, N_BLOCKS, &e))
+        fail_msg("%s %s: %s", arch, quant, e.msg);
+    r.n_vocab = model_info(r.model)->n_vocab;
+    return r;
+}
+
+static void rig_close(struct rig *r)
+{
+    kv_mem_free(r->kv);
+    model_close(r->model);
+    gguf_close(r->gguf);
+    pool_free(r->pool);
+}
+
+static void random_tokens(struct rng *rng, int32_t *tokens, int n, int n_vocab)
+{
+    for (int i = 0; i < n; i++)
+        tokens[i] = (int32_t)rng_below(rng, (uint64_t)n_vocab);
+}
+
+/* |got - want| / |want - mean|, so that a common offset of all logits does not hide an error. */
+static double distance(const float *got, const double *want, size_t n)
+{
+    double mean = 0, sum = 0, diff = 0;
+    for (size_t i = 0; i < n; i++)
+        mean += want[i] / (double)n;
+    for (size_t i = 0; i < n; i++) {
+        sum += (want[i] - mean) * (want[i] - mean);
+        diff += (got[i] - want[i]) * (got[i] - want[i]);
+    }
+    return sqrt(diff / sum);
+}
+
+static double distance_f(const float *got, const float *want, size_t n)
+{
+    double *w = xcalloc(n, sizeof *w);
+    for (size_t i = 0; i < n; i++)
+        w[i] = want[i];
+    double d = distance(got, w, n);
+    free(w);
+    return d;
+}
+
+/* --- against double precision -------------------------------------------------------------------
+ */
+
+static double error_of(const char *arch, const char *quant, struct model_opts o, int n)
+{
+    struct rig r = rig_open(arch, quant, o, 2);
+    struct rng rng;
+    rng_seed(&rng, 5);
+    int32_t tokens[MAX_TOKENS], blocks[N_BLOCKS];
+    for (int i = 0; i < N_BLOCKS; i++)
+        blocks[i] = (i * 13 + 5) % N_BLOCKS;
+    random_tokens(&rng, tokens, n, r.n_vocab);
+    size_t size = (size_t)n * (size_t)r.n_vocab;
+    float *got = xcalloc(size, sizeof *got);
+    double *want = xcalloc(size, sizeof *want);
+    struct batch_seq s = {tokens, n, 0, blocks, n};
+    model_forward(r.model, r.kv, &s, 1, got);
+    reference_forward(r.gguf, tokens, n, o.n_ctx, want);
+    double d = distance(got, want, size);
+    free(got);
+    free(want);
+    rig_close(&r);
+    return d;
+}
+
+/* The bounds: float weights leave the rounding of the f16 cache; bf16 weights round their input to
+ * 8 bits of fraction; quantised weights round it to 8-bit integers, once for each product. */
+static double bound_of(const char *quant)
+{
+    if (!strcmp(quant, "f32") || !strcmp(quant, "f16"))
+        return 0.002;
+    return strcmp(quant, "bf16") ? 0.06 : 0.015;
+}
+
+static void test_every_type(void **state)
+{
+    double worst[3] = {0};
+    for (size_t a = 0; a < ARRAY_LEN(archs); a++) {
+        for (size_t i = 0; synth_quant(i); i++) {
+            const char *quant = synth_quant(i);
+            double d = error_of(archs[a], quant, (struct model_opts){.kv_type = KV_F16}, 24);
+            double bound = bound_of(quant);
+            double *w = &worst[bound < 0.01 ? 0 : bound < 0.02 ? 1 : 2];
+            *w = fmax(*w, d);
+            if (!(d < bound))
+                fail_msg("%s %s: relative error %g, bound %g", archs[a], quant, d, bound);
+        }
+    }
+    print_message("# worst relative error: float %.2g, bf16 %.2g, quantised %.2g\n", worst[0],
+                  worst[1], worst[2]);
+}
+
+/* Beyond the sliding window and the original context of tiny-phi3, and with the short factors. */
+static void test_long_context(void **state)
+{
+    double far = error_of("tiny-phi3", "f32", (struct model_opts){.kv_type = KV_F16}, 300);
+    double near =
+        error_of("tiny-phi3", "f32", (struct model_opts){.kv_type = KV_F16, .n_ctx = 200}, 150);
+    double llama = error_of("tiny-llama", "f32", (struct model_opts){.kv_type = KV_F16}, 300);
+    print_message("# long factors and window %.2g, short factors %.2g, llama %.2g\n", far, near,
+                  llama);
+    assert_true(far < 0.002 && near < 0.002 && llama < 0.002);
+}
+
+static void test_kv_types(void **state)
+{
+    static const struct {
+        enum kv_type type;
+        double bound;
+    } types[] = {{KV_F16, 0.002}, {KV_BF16, 0.015}, {KV_Q8_0, 0.04}};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        for (size_t a = 0; a < ARRAY_LEN(archs); a++) {
+            double d = error_of(archs[a], "f32", (struct model_opts){.kv_type = types[i].type}, 70);
+            if (!(d < types[i].bound))
+                fail_msg("%s, KV type %d: relative error %g", archs[a], (int)types[i].type, d);
+        }
+}
+
+/* --- against itself -----------------------------------------------------------------------------
+ */
+
+/* Sums are taken in another order when work is cut in another way. With 8-bit activations such a
+ * last bit can move a number to the next integer, which is as large as the rounding itself. */
+static double same_bound(const char *quant)
+{
+    return strcmp(quant, "f32") ? 0.04 : 1e-3;
+}
+
+static const char *const both_kinds[] = {"f32", "q4_k_m"};
+
+/* Runs tokens [from, to) in chunks of random size up to `most`, logits for all of them. */
+static void run_chunks(struct rig *r, struct rng *rng, const int32_t *tokens, int n, int most,
+                       const int32_t *blocks, float *logits)
+{
+    for (int pos = 0; pos < n;) {
+        int m = 1 + (int)rng_below(rng, (uint64_t)most);
+        m = m > n - pos ? n - pos : m;
+        struct batch_seq s = {tokens + pos, m, pos, blocks, m};
+        model_forward(r->model, r->kv, &s, 1, logits + (size_t)pos * (size_t)r->n_vocab);
+        pos += m;
+    }
+}
+
+static void test_chunks(void **state)
+{
+    static const int most[] = {1, 7, 40, 150};
+    enum { N = 230 };
+    for (size_t a = 0; a < 2 * ARRAY_LEN(archs); a++) {
+        const char *arch = archs[a / 2], *quant = both_kinds[a % 2];
+        struct rig r =
+            rig_open(arch, quant, (struct model_opts){.kv_type = KV_F16}, 1 + (int)a / 2);
+        struct rng rng;
+        rng_seed(&rng, 11);
+        int32_t tokens[N], blocks[N_BLOCKS];
+        random_tokens(&rng, tokens, N, r.n_vocab);
+        size_t size = (size_t)N * (size_t)r.n_vocab;
+        float *whole = xcalloc(size, sizeof *whole), *parts = xcalloc(size, sizeof *parts);
+        for (int i = 0; i < N_BLOCKS; i++)
+            blocks[i] = i;
+        struct batch_seq s = {tokens, N, 0, blocks, N};
+        model_forward(r.model, r.kv, &s, 1, whole);
+        for (size_t i = 0; i < ARRAY_LEN(most); i++) {
+            for (int b = 0; b < N_BLOCKS; b++)
+                blocks[b] = (b * 5 + (int)i) % N_BLOCKS;
+            run_chunks(&r, &rng, tokens, N, most[i], blocks, parts);
+            double d = distance_f(parts, whole, size);
+            if (!(d < same_bound(quant)))
+                fail_msg("%s %s in chunks up to %d: %g", arch, quant, most[i], d);
+        }
+        free(whole);
+        free(parts);
+        rig_close(&r);
+    }
+}
+
+/* A sequence of a batch test: its tokens, how many are in the cache, its blocks. */
+struct user {
+    int32_t tokens[MAX_TOKENS];
+    int n, pos;
+    int32_t blocks[MAX_TOKENS / KV_BLOCK_TOKENS];
+    float *want; /* logits of all tokens, alone */
+};
+
+/* One step of a random choice of users with random chunk sizes; compares the last logits. */
+static void random_step(struct rig *r, struct rng *rng, struct user *users, int n_users,
+                        float *logits, double bound)
+{
+    struct batch_seq seqs[MAX_SEQS];
+    int who[MAX_SEQS], n = 0;
+    for (int i = 0; i < n_users; i++) {
+        struct user *u = &users[i];
+        int most = rng_below(rng, 3) ? 1 : 50, m = 1 + (int)rng_below(rng, (uint64_t)most);
+        m = m > u->n - u->pos ? u->n - u->pos : m;
+        if (m < 1 || !rng_below(rng, 6))
+            continue;
+        who[n] = i;
+        seqs[n++] = (struct batch_seq){u->tokens + u->pos, m, u->pos, u->blocks,
+                                       m > 1 && !rng_below(rng, 4) ? 0 : 1};
+    }
+    model_forward(r->model, r->kv, seqs, n, logits);
+    for (int i = 0; i < n; i++) {
+        struct user *u = &users[who[i]];
+        u->pos += seqs[i].n_tokens;
+        if (!seqs[i].n_logits)
+            continue;
+        double d = distance_f(logits, u->want + (size_t)(u->pos - 1) * (size_t)r->n_vocab,
+                              (size_t)r->n_vocab);
+        if (!(d < bound))
+            fail_msg("user %d at position %d in a batch of %d: %g", who[i], u->pos - 1, n, d);
+        logits += r->n_vocab;
+    }
+}
+
+/* Users whose first `shared` tokens are the same, in the same blocks after the first user. */
+static void run_users(const char *arch, const char *quant, const char *isa, int n_threads,
+                      int shared, uint64_t seed)
+{
+    enum { USERS = 6, PER_USER = 8 };
+    struct rig r =
+        rig_open(arch, quant, (struct model_opts){.kv_type = KV_F16, .isa = isa}, n_threads);
+    struct rng rng;
+    rng_seed(&rng, seed);
+    struct user users[USERS];
+    for (int i = 0; i < USERS; i++) {
+        struct user *u = &users[i];
+        u->n = shared + 20 +
+               (int)rng_below(&rng, (uint64_t)(PER_USER * KV_BLOCK_TOKENS - shared - 20));
+        random_tokens(&rng, u->tokens, u->n, r.n_vocab);
+        memcpy(u->tokens, users[0].tokens, (size_t)shared * sizeof *u->tokens);
+        for (int b = 0; b < PER_USER; b++)
+            u->blocks[b] = i * PER_USER + b;
+        u->want = xcalloc((size_t)u->n * (size_t)r.n_vocab, sizeof *u->want);
+        struct batch_seq s = {u->tokens, u->n, 0, u->blocks, u->n};
+        model_forward(r.model, r.kv, &s, 1, u->want);
+        u->pos = shared;
+        for (int b = 0; b < shared / KV_BLOCK_TOKENS; b++)
+            u->blocks[b] = users[0].blocks[b];
+        /* a shared part of a block is copied */
+        if (i && shared % KV_BLOCK_TOKENS)
+            kv_mem_copy(r.kv, u->blocks[shared / KV_BLOCK_TOKENS],
+                        users[0].blocks[shared / KV_BLOCK_TOKENS], shared % KV_BLOCK_TOKENS);
+    }
+    float *logits = xcalloc((size_t)MAX_SEQS * (size_t)r.n_vocab, sizeof *logits);
+    for (int step = 0; step < 60; step++)
+        random_step(&r, &rng, users, USERS, logits, same_bound(quant));
+    for (int i = 0; i < USERS; i++)
+        free(users[i].want);
+    free(logits);
+    rig_close(&r);
+}
+
+static void test_batches(void **state)
+{
+    for (size_t a = 0; a < 2 * ARRAY_LEN(archs); a++)
+        run_users(archs[a / 2], both_kinds[a % 2], NULL, 2, 0, 21 + a);
+}
+
+static void test_shared_prefix(void **state)
+{
+    static const int shared[] = {64, 101, 160, 128};
+    for (size_t a = 0; a < 2 * ARRAY_LEN(archs); a++)
+        run_users(archs[a / 2], both_kinds[a % 2], NULL, 1 + (int)a, shared[a / 2], 31 + a);
+}
+
+static void test_isas_agree(void **state)
+{
+    static const char *const isas[] = {"scalar", "avx2", "avx512"};
+    for (size_t i = 0; i < ARRAY_LEN(isas); i++)
+        if (kernels_select(isas[i], NULL))
+            run_users("tiny-llama", "q4_k_m", isas[i], 2, 96, 41);
+}
+
+/* --- files that are not models ------------------------------------------------------------------
+ */
+
+static void test_bad_files(void **state)
+{
+    static const struct {
+        const char *arch, *from, *to; /* bytes of the file replaced, same length */
+        int code;
+        const char *names; /* what the message must name */
+    } cases[] = {
+        {"tiny-llama", "general.architecture", "general.archXtecture", ERR_NOTFOUND,
+         "general.architecture"},
+        {"tiny-llama", "llama.block_count", "llama.block_kount", ERR_NOTFOUND, "llama.block_count"},
+        {"tiny-llama", "blk.1.ffn_up.weight", "blk.1.ffn_uq.weight", ERR_UNSUPPORTED,
+         "blk.1.ffn_uq.weight"},
+        {"tiny-llama", "blk.1.ffn_up.weight", "blk.7.ffn_up.weight", ERR_UNSUPPORTED,
+         "blk.7.ffn_up.weight"},
+        {"tiny-llama", "token_embd.weight", "blk.0.attn_q.bias", ERR_FORMAT, "attn_q.bias"},
+        {"tiny-llama", "llama.rope.dimension_count", "llama.rope.dimension_kount", 0, ""},
+        {"tiny-qwen2", "qwen2.block_count", "qwen2.block_kount", ERR_NOTFOUND, "qwen2.block_count"},
+        {"tiny-phi3", "phi3.attention.layer_norm_rms_epsilon",
+         "phi3.attention.layer_norm_rms_epsilom", ERR_NOTFOUND, "layer_norm_rms_epsilon"},
+    };
+    struct pool *pool;
+    assert_int_equal(pool_new(&pool, 1, NULL), 0);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct buf b = {0};
+        char path[] = "/tmp/terrace-test-model-XXXXXX";
+        close(mkstemp(path));
+        assert_int_equal(synth_write(cases[i].arch, "q8_0", path, NULL, NULL), 0);
+        FILE *f = fopen(path, "re");
+        for (size_t n = 1; n; b.len += n)
+            n = fread(buf_reserve(&b, 1 << 16), 1, 1 << 16, f);
+        fclose(f);
+        unlink(path);
+        char *at = memmem(b.data, b.len, cases[i].from, strlen(cases[i].from));
+        assert_non_null(at);
+        memcpy(at, cases[i].to, strlen(cases[i].to));
+        struct gguf *g;
+        struct model *m = NULL;
+        struct err e = {0};
+        assert_int_equal(gguf_open_mem(&g, b.data, b.len, &e), 0);
+        int rc = model_open(&m, g, &(struct model_opts){.pool = pool}, &e);
+        if (rc != cases[i].code || !strstr(e.msg, cases[i].names))
+            fail_msg("%s -> %s: %d %s", cases[i].from, cases[i].to, rc, e.msg);
+        model_close(m);
+        gguf_close(g);
+        buf_release(&b);
+    }
+    pool_free(pool);
+}
+
+static bool cancel(void *arg, size_t done, size_t total)
+{
+    assert_true(done <= total);
+    return ++*(int *)arg < 3;
+}
+
+static void test_open_fails_cleanly(void **state)
+{
+    struct gguf *g = make_file("tiny-qwen3", "q4_0");
+    struct pool *pool;
+    assert_int_equal(pool_new(&pool, 2, NULL), 0);
+    struct model_opts o = {.pool = pool};
+    struct model *m = NULL;
+    struct err e = {0};
+    int n = 0;
+    for (int rc = ERR_NOMEM; rc; n++) { /* every allocation fails once */
+        fault_set(FAULT_ALLOC, n + 1);
+        rc = model_open(&m, g, &o, &e);
+        fault_set(FAULT_ALLOC, 0);
+        assert_true(rc == 0 || rc == ERR_NOMEM);
+    }
+    assert_true(n > 5);
+    struct kv_mem *kv;
+    assert_int_equal(kv_mem_new(&kv, m, INT32_MAX, &e), ERR_NOMEM);
+    assert_int_equal(kv_mem_new(&kv, m, 0, &e), ERR_INVALID);
+    model_close(m);
+
+    int calls = 0;
+    o.progress = cancel;
+    o.progress_arg = &calls;
+    assert_int_equal(model_open(&m, g, &o, &e), ERR_CANCELED);
+    assert_int_equal(calls, 3);
+    o = (struct model_opts){.pool = pool, .max_batch_tokens = 1 << 30};
+    assert_int_equal(model_open(&m, g, &o, &e), ERR_INVALID);
+    o = (struct model_opts){.pool = pool, .isa = "mmx"};
+    assert_true(model_open(&m, g, &o, &e) < 0);
+    gguf_close(g);
+    pool_free(pool);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_type),
+        cmocka_unit_test(test_long_context),
+        cmocka_unit_test(test_kv_types),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_shared_prefix),
+        cmocka_unit_test(test_isas_agree),
+        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_open_fails_cleanly),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
