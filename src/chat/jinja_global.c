@@ -41,6 +41,8 @@ static void fill(struct run *r, struct value d, const struct args *a)
     struct value pair;
     if (a->n > 1)
         jinja_fail(r, ERR_FORMAT, "dict() and namespace() take one argument without a name");
+    if (a->n && a->pos[0].kind == V_UNDEFINED)
+        jinja_fail(r, ERR_FORMAT, "'%.*s' is undefined", (int)a->pos[0].s.n, a->pos[0].s.p);
     if (a->n && a->pos[0].kind == V_DICT) {
         const struct dict *from = a->pos[0].dict;
         for (size_t i = 0; i < from->n && jinja_charge(r, 1); i++)

@@ -146,6 +146,10 @@ static void based_number(struct lexer *x, int base)
             return;
         }
     }
+    if (i == x->at + 2) {
+        fail(x, ERR_FORMAT, "malformed number");
+        return;
+    }
     push(x, T_INT, (struct str){x->p + x->at, i - x->at})->i = v;
     advance(x, i);
 }
@@ -179,6 +183,10 @@ static void number(struct lexer *x)
     plain[n] = 0;
     if (n == sizeof plain - 1) {
         fail(x, ERR_FORMAT, "number has too many digits");
+        return;
+    }
+    if (!real && plain[0] == '0' && strspn(plain, "0") != n) {
+        fail(x, ERR_FORMAT, "an integer cannot begin with 0");
         return;
     }
     struct token *t = push(x, real ? T_FLOAT : T_INT, (struct str){x->p + x->at, i - x->at});
@@ -227,6 +235,10 @@ static size_t escape(struct lexer *x, size_t i, char **out)
         return j;
     }
     int n = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
+    if (c == 'N') {
+        fail(x, ERR_UNSUPPORTED, "\\N{...} in a string is not supported");
+        return x->n;
+    }
     if (!n) { /* Python keeps the backslash of an escape that it does not know */
         *(*out)++ = '\\';
         return i + 1;

@@ -100,7 +100,9 @@ static struct value float_binary(struct run *r, enum op op, double a, double b)
         return jinja_float(pow(a, b));
     default:
         m = fmod(a, b);
-        if (m != 0 && (b < 0) != (m < 0))
+        if (m == 0)
+            m = copysign(0, b);
+        else if ((b < 0) != (m < 0))
             m += b;
         return jinja_float(op == OP_MOD ? m : floor((a - m) / b + 0.5));
     }

@@ -27,34 +27,15 @@ static struct value attribute_path(struct run *r, struct value item, struct valu
     return item;
 }
 
-static struct value folded(struct run *r, struct value v, bool case_sensitive)
-{
-    bool fold = v.kind == V_STRING && !case_sensitive;
-    return fold ? jinja_string(jinja_case(r, v.s, CASE_LOWER)) : v;
-}
-
-/* "a,b": a list of the values of both. */
-static struct value sort_keys(struct run *r, struct value item, struct string names,
-                              bool case_sensitive)
-{
-    struct value keys = jinja_seq(r, V_LIST);
-    for (size_t from = 0; from <= names.n && !r->code;) {
-        size_t comma = jinja_find(r, names, STR(","), from);
-        size_t to = comma == JINJA_NOT_FOUND ? names.n : comma;
-        struct value name = jinja_string(jinja_cut(names, from, to));
-        jinja_push(r, keys, folded(r, attribute_path(r, item, name), case_sensitive));
-        from = to + 1;
-    }
-    return keys;
-}
-
 /* What an item is sorted or compared by: itself or its attribute, small letters unless told. */
 static struct value sort_key(struct run *r, struct value item, const struct value *attribute,
                              bool case_sensitive)
 {
     if (attribute && attribute->kind != V_NONE && attribute->kind != V_ABSENT)
         item = attribute_path(r, item, *attribute);
-    return folded(r, item, case_sensitive);
+    if (item.kind == V_STRING && !case_sensitive)
+        item = jinja_string(jinja_case(r, item.s, CASE_LOWER));
+    return item;
 }
 
 /* ---- map, select, reject ---- */
@@ -240,17 +221,33 @@ static void sort_list(struct run *r, struct value items, struct value keys, bool
         items.seq->items[i] = v[i].item;
 }
 
+/* What `sort` compares: a list, even of one, so that equal items need no order. "a,b" names two
+ * attributes. */
+static struct value sort_keys(struct run *r, struct value item, const struct value *attribute,
+                              bool case_sensitive)
+{
+    struct value keys = jinja_seq(r, V_LIST);
+    if (attribute->kind != V_STRING) {
+        jinja_push(r, keys, sort_key(r, item, attribute, case_sensitive));
+        return keys;
+    }
+    struct string names = attribute->s;
+    for (size_t from = 0; from <= names.n && !r->code;) {
+        size_t comma = jinja_find(r, names, STR(","), from);
+        size_t to = comma == JINJA_NOT_FOUND ? names.n : comma;
+        struct value name = jinja_string(jinja_cut(names, from, to));
+        jinja_push(r, keys, sort_key(r, item, &name, case_sensitive));
+        from = to + 1;
+    }
+    return keys;
+}
+
 static struct value filter_sort(struct run *r, struct value self, struct args *a)
 {
     struct value list = jinja_list_of(r, self, V_LIST), keys = jinja_seq(r, V_LIST);
     bool case_sensitive = jinja_given(a, 1) && jinja_truth(a->pos[1]);
-    bool several = a->pos[2].kind == V_STRING && memchr(a->pos[2].s.p, ',', a->pos[2].s.n);
-    for (size_t i = 0; i < list.seq->n && !r->code; i++) {
-        struct value item = list.seq->items[i];
-        jinja_push(r, keys,
-                   several ? sort_keys(r, item, a->pos[2].s, case_sensitive)
-                           : sort_key(r, item, &a->pos[2], case_sensitive));
-    }
+    for (size_t i = 0; i < list.seq->n && !r->code; i++)
+        jinja_push(r, keys, sort_keys(r, list.seq->items[i], &a->pos[2], case_sensitive));
     sort_list(r, list, keys, jinja_given(a, 0) && jinja_truth(a->pos[0]));
     return list;
 }

@@ -14,7 +14,7 @@ enum { NOW = 1718454645 }; /* as in make.py */
 static json_t *load(const char *path)
 {
     json_error_t je;
-    json_t *j = json_load_file(path, 0, &je);
+    json_t *j = json_load_file(path, JSON_ALLOW_NUL, &je);
     if (!j)
         fail_msg("%s: %s", path, je.text);
     return j;

@@ -463,6 +463,15 @@ words|sort(case_sensitive=true)
 rows|sort(attribute='v')|map(attribute='v')|list
 rows|sort(attribute='k,v')|length
 mixed|sort
+rows|sort(attribute='nope')|length
+[none, none]|sort
+01
+00
+0x
+'\\N'
+7 % -3.5
+-7.0 % 3.5
+dict(missing)
 d|dictsort
 {'b': 1, 'A': 2, 'c': 0}|dictsort
 {'b': 1, 'A': 2, 'c': 0}|dictsort(true)
