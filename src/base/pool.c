@@ -2,6 +2,7 @@
 #include "base/pool.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -19,16 +20,24 @@
  * threads of a small machine are not starved: about 20 us. */
 enum { POOL_SPINS = 2000 };
 
+/* A number that threads wait on. Who changes it asks the kernel to wake somebody only when somebody
+ * sleeps. Both sides are sequentially consistent: either the sleeper sees the change, or the one
+ * who changes sees the sleeper. */
+struct word {
+    _Alignas(64) atomic_uint value;
+    atomic_uint sleepers;
+};
+
 struct pool {
     int n;
     pthread_t *threads; /* n - 1 */
     pool_fn *fn;
     void *arg;
     bool stop;
-    _Alignas(64) atomic_uint job;     /* counts jobs; workers wait for it to change */
-    _Alignas(64) atomic_uint running; /* workers still in the current job */
+    struct word job;                  /* counts jobs; workers wait for it to change */
+    struct word running;              /* workers still in the current job */
+    struct word round;                /* counts barriers passed */
     _Alignas(64) atomic_uint arrived; /* at the current barrier */
-    _Alignas(64) atomic_uint round;   /* counts barriers passed */
 };
 
 struct worker {
@@ -43,21 +52,25 @@ static void relax(void)
 #endif
 }
 
-static void wake(atomic_uint *word)
+/* Call after changing w->value. */
+static void wake(struct word *w)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0);
+    if (atomic_load(&w->sleepers))
+        syscall(SYS_futex, &w->value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Returns when *word is no longer `old`. */
-static void wait_change(atomic_uint *word, unsigned old)
+/* Returns when w->value is no longer `old`. */
+static void wait_change(struct word *w, unsigned old)
 {
     for (int i = 0; i < POOL_SPINS; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != old)
+        if (atomic_load_explicit(&w->value, memory_order_acquire) != old)
             return;
         relax();
     }
-    while (atomic_load_explicit(word, memory_order_acquire) == old)
-        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+    atomic_fetch_add(&w->sleepers, 1);
+    while (atomic_load(&w->value) == old)
+        syscall(SYS_futex, &w->value, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+    atomic_fetch_sub(&w->sleepers, 1);
 }
 
 static void *work(void *arg)
@@ -70,7 +83,7 @@ static void *work(void *arg)
         if (p->stop)
             return NULL;
         p->fn(p->arg, w.ith, p->n);
-        if (atomic_fetch_sub_explicit(&p->running, 1, memory_order_acq_rel) == 1)
+        if (atomic_fetch_sub(&p->running.value, 1) == 1)
             wake(&p->running);
     }
 }
@@ -141,7 +154,7 @@ void pool_free(struct pool *p)
     if (!p)
         return;
     p->stop = true;
-    atomic_fetch_add_explicit(&p->job, 1, memory_order_release);
+    atomic_fetch_add(&p->job.value, 1);
     wake(&p->job);
     for (int i = 0; i + 1 < p->n; i++)
         pthread_join(p->threads[i], NULL);
@@ -158,14 +171,14 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg)
 {
     p->fn = fn;
     p->arg = arg;
-    atomic_store_explicit(&p->running, (unsigned)p->n - 1, memory_order_relaxed);
+    atomic_store_explicit(&p->running.value, (unsigned)p->n - 1, memory_order_relaxed);
     if (p->n > 1) {
-        atomic_fetch_add_explicit(&p->job, 1, memory_order_release);
+        atomic_fetch_add(&p->job.value, 1);
         wake(&p->job);
     }
     fn(arg, 0, p->n);
     unsigned left;
-    while ((left = atomic_load_explicit(&p->running, memory_order_acquire)))
+    while ((left = atomic_load_explicit(&p->running.value, memory_order_acquire)))
         wait_change(&p->running, left);
 }
 
@@ -174,10 +187,10 @@ void pool_barrier(struct pool *p, int ith)
     (void)ith;
     if (p->n == 1)
         return;
-    unsigned round = atomic_load_explicit(&p->round, memory_order_acquire);
+    unsigned round = atomic_load_explicit(&p->round.value, memory_order_acquire);
     if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 == (unsigned)p->n) {
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
-        atomic_fetch_add_explicit(&p->round, 1, memory_order_release);
+        atomic_fetch_add(&p->round.value, 1);
         wake(&p->round);
     } else {
         wait_change(&p->round, round);
