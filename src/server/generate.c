@@ -1,0 +1,336 @@
+/* generate.c - /v1/chat/completions and /v1/completions: from the request to running choices.
+ *
+ *   handle -> [pool: large bodies] prepare -> start -> (events: stream.c) -> job_put
+ *
+ * prepare fails with a status before anything was sent; from start on the engine owes one final
+ * event for each choice that it took. */
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <uv.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "server/job.h"
+
+enum {
+    INLINE_BODY_BYTES = 256 << 10, /* larger ones are parsed on the pool */
+    MAX_CHOICES = 128,             /* prompts x n */
+    BEGIN_AFTER_MS = 5000, /* a stream without an event gets its head, so that clients see life */
+};
+
+/* ---- preparation: any thread ---- */
+
+static void refuse(struct job *j, int status, const char *code)
+{
+    j->status = status;
+    j->code = code;
+}
+
+static int check_length(struct job *j, const struct token_list *prompt)
+{
+    const char *field = j->endpoint == OPENAI_CHAT ? "messages" : "prompt";
+    int n_ctx = j->model->model.n_ctx;
+    if (prompt->n > 0 && prompt->n < (size_t)n_ctx)
+        return 0;
+    if (prompt->n == 0) {
+        refuse(j, 400, NULL);
+        return err_param(&j->err, ERR_INVALID, field, "'%s' holds no tokens", field);
+    }
+    refuse(j, 400, "context_length_exceeded");
+    return err_param(&j->err, ERR_INVALID, field,
+                     "'%s' takes %zu tokens, and the context of %s is %d tokens, of which one at "
+                     "least must be left for the answer: shorten it",
+                     field, prompt->n, j->model->name, n_ctx);
+}
+
+static int make_prompts(struct job *j)
+{
+    const struct chat_request *r = &j->req;
+    j->n_prompts = r->messages ? 1 : (int)r->n_prompts;
+    j->prompts = xcalloc((size_t)j->n_prompts, sizeof *j->prompts);
+    for (int i = 0; i < j->n_prompts; i++) {
+        struct token_list *out = &j->prompts[i];
+        int rc = r->messages ? prompt_from_messages(j->model, r, out, &j->err)
+                             : prompt_from_raw(j->model, r, &r->prompts[i], out, &j->err);
+        if (rc) {
+            refuse(j, openai_status(rc), NULL);
+            return rc;
+        }
+        rc = check_length(j, out);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* Body to prompts. On failure j->status, code and err say how to answer. */
+static void prepare(struct job *j, const char *body, size_t n)
+{
+    int rc = openai_parse(&j->req, j->endpoint, body, n, &j->err);
+    if (rc) {
+        refuse(j, openai_status(rc), NULL);
+        return;
+    }
+    int64_t n_choices = (int64_t)j->req.n_prompts * j->req.gen.n;
+    if (n_choices > MAX_CHOICES) {
+        refuse(j, 400, NULL);
+        err_param(&j->err, ERR_LIMIT, "n",
+                  "%zu prompts with 'n' = %" PRId64 " are more than %d choices", j->req.n_prompts,
+                  j->req.gen.n, MAX_CHOICES);
+        return;
+    }
+    int status = served_resolve(j->server, j->req.model, &j->model, &j->code, &j->err);
+    if (status)
+        refuse(j, status, j->code);
+    else
+        make_prompts(j);
+}
+
+/* ---- life of a job ---- */
+
+static void job_free(struct job *j)
+{
+    *j->link = j->next;
+    if (j->next)
+        j->next->link = j->link;
+    for (int i = 0; i < j->n_choices; i++) {
+        buf_release(&j->choices[i].text);
+        free(j->choices[i].tokens);
+        free(j->choices[i].stop_text);
+    }
+    for (int i = 0; i < j->n_prompts; i++)
+        token_list_release(&j->prompts[i]);
+    free(j->choices);
+    free(j->prompts);
+    free(j->body);
+    chat_request_release(&j->req);
+    free(j);
+}
+
+void job_put(struct job *j)
+{
+    if (!j->x && !j->preparing && j->n_running == 0)
+        job_free(j);
+}
+
+void job_cancel(struct job *j)
+{
+    for (int i = 0; i < j->n_choices; i++)
+        if (j->choices[i].running)
+            engine_cancel(j->model->model.engine, j->choices[i].id);
+}
+
+void job_closed(struct job *j)
+{
+    j->x = NULL;
+    job_cancel(j);
+    job_put(j);
+}
+
+void job_fail(struct job *j, int status, const char *code, const struct err *e)
+{
+    if (j->failed)
+        return;
+    j->failed = true;
+    job_cancel(j);
+    if (!j->x)
+        return;
+    if (!j->begun) {
+        answer_error(j->x, status, code, e);
+        return;
+    }
+    struct buf body = {0};
+    openai_write_error(&body, status, code, e);
+    http_write_event(j->x->http, NULL, body.data, body.len);
+    http_write_event(j->x->http, NULL, OPENAI_DONE, strlen(OPENAI_DONE));
+    http_end(j->x->http);
+    buf_release(&body);
+}
+
+void job_tick(struct job *j)
+{
+    bool late = clock_ns() - j->start_ns > (int64_t)BEGIN_AFTER_MS * 1000000;
+    if (late && j->x && !j->begun && !j->failed && j->req.stream && j->n_running)
+        job_begin_stream(j);
+}
+
+/* ---- into the engine ---- */
+
+static struct sampling sampling_of(const struct gen_params *g)
+{
+    struct sampling s;
+    sampling_default(&s);
+    s.temperature = (float)g->temperature;
+    s.top_k = g->top_k > 0 ? (int)g->top_k : 0;
+    s.top_p = (float)g->top_p;
+    s.min_p = (float)g->min_p;
+    s.typical_p = (float)g->typical_p;
+    s.repetition_penalty = (float)g->repetition_penalty;
+    s.repeat_last_n = (int)g->repeat_last_n;
+    s.frequency_penalty = (float)g->frequency_penalty;
+    s.presence_penalty = (float)g->presence_penalty;
+    s.n_logprobs = (int)g->n_logprobs;
+    return s;
+}
+
+static void fill_request(const struct choice *c, struct engine_request *out,
+                         struct logit_bias *bias)
+{
+    const struct job *j = c->job;
+    const struct gen_params *g = &j->req.gen;
+    *out = (struct engine_request){
+        .prompt = j->prompts[c->prompt].ids,
+        .n_prompt = (int)j->prompts[c->prompt].n,
+        .sampling = sampling_of(g),
+        .max_tokens = g->max_tokens ? (int)g->max_tokens : j->model->model.n_ctx,
+        .min_tokens = (int)g->min_tokens,
+        .ignore_eos = g->ignore_eos,
+        .stop = g->stop,
+        .n_stop = (int)g->n_stop,
+        .include_stop = g->include_stop,
+        .stop_ids = g->stop_ids,
+        .n_stop_ids = (int)g->n_stop_ids,
+        .special = !g->skip_special,
+        .cache_salt = g->cache_salt,
+        .priority = (int)g->priority,
+        .user = (void *)c,
+    };
+    /* choices of one prompt must differ, and each must be repeatable */
+    out->sampling.has_seed = g->has_seed;
+    out->sampling.seed = (uint64_t)g->seed + (uint64_t)(c->index % (int)g->n);
+    for (size_t i = 0; i < g->n_bias; i++)
+        bias[i] = (struct logit_bias){g->bias[i].id, g->bias[i].bias};
+    out->sampling.bias = bias;
+    out->sampling.n_bias = (int)g->n_bias;
+}
+
+/* A full queue is the server's state, all else that submit refuses is the request's fault. */
+static void submit_failed(struct job *j, struct err *e)
+{
+    if (e->code == ERR_BUSY)
+        job_fail(j, 429, "queue_full", e);
+    else
+        job_fail(j, openai_status(e->code), NULL, e);
+}
+
+static void submit(struct job *j)
+{
+    struct logit_bias *bias = arena_alloc(&j->req.arena, (j->req.gen.n_bias + 1) * sizeof *bias);
+    for (int i = 0; i < j->n_choices; i++) {
+        struct choice *c = &j->choices[i];
+        struct engine_request er;
+        struct err e = {0};
+        fill_request(c, &er, bias);
+        if (engine_submit(j->model->model.engine, &er, &c->id, &e)) {
+            submit_failed(j, &e);
+            return;
+        }
+        c->running = true;
+        j->n_running++;
+    }
+}
+
+static void make_choices(struct job *j)
+{
+    int n = (int)j->req.gen.n;
+    j->n_choices = n * j->n_prompts;
+    j->choices = xcalloc((size_t)j->n_choices, sizeof *j->choices);
+    for (int i = 0; i < j->n_choices; i++)
+        j->choices[i] = (struct choice){.job = j, .index = i, .prompt = i / n, .stop_id = -1};
+}
+
+static void make_head(struct job *j)
+{
+    uint64_t id[2];
+    rng_secret(id, sizeof id);
+    snprintf(j->id, sizeof j->id, "%s-%016" PRIx64 "%08x",
+             j->endpoint == OPENAI_CHAT ? "chatcmpl" : "cmpl", id[0], (unsigned)id[1]);
+    j->head = (struct openai_head){
+        .endpoint = j->endpoint,
+        .id = j->id,
+        .model = j->model->name,
+        .fingerprint = j->model->fingerprint,
+        .created = clock_unix_s(),
+        .usage_null = j->req.include_usage,
+    };
+}
+
+/* The preparation is over: answers with its failure, or begins. */
+static void start(struct job *j)
+{
+    note_unknown_fields(j->server, &j->req);
+    if (!j->x) { /* the client left meanwhile */
+        job_put(j);
+        return;
+    }
+    if (j->status) {
+        job_fail(j, j->status, j->code, &j->err);
+        return;
+    }
+    j->x->http->on_drain = job_drain;
+    http_drop_body(j->x->http);
+    make_choices(j);
+    make_head(j);
+    submit(j);
+}
+
+/* ---- large bodies ---- */
+
+static void prepare_on_pool(uv_work_t *work)
+{
+    struct job *j = work->data;
+    prepare(j, j->body, j->n_body);
+}
+
+static void prepared_on_pool(uv_work_t *work, int status)
+{
+    struct job *j = work->data;
+    free(work);
+    free(j->body);
+    j->body = NULL;
+    j->preparing = false;
+    start(j);
+}
+
+static void prepare_later(struct job *j, struct str body)
+{
+    uv_work_t *work = xcalloc(1, sizeof *work);
+    work->data = j;
+    j->preparing = true;
+    j->body = xstrndup(body.p, body.n); /* the request's copy goes when the client does */
+    j->n_body = body.n;
+    http_drop_body(j->x->http);
+    int rc = uv_queue_work(http_loop_uv(j->server->loop), work, prepare_on_pool, prepared_on_pool);
+    BUG_ON(rc); /* only for a NULL callback */
+}
+
+static void generate(struct exchange *x, enum openai_endpoint endpoint)
+{
+    struct server *s = x->server;
+    struct job *j = xcalloc(1, sizeof *j);
+    *j = (struct job){.server = s, .x = x, .endpoint = endpoint, .start_ns = x->start_ns};
+    j->next = s->jobs;
+    j->link = &s->jobs;
+    if (j->next)
+        j->next->link = &j->next;
+    s->jobs = j;
+    x->job = j;
+    if (x->http->body.n > INLINE_BODY_BYTES) {
+        prepare_later(j, x->http->body);
+        return;
+    }
+    prepare(j, x->http->body.p, x->http->body.n);
+    start(j);
+}
+
+void handle_chat(struct exchange *x)
+{
+    generate(x, OPENAI_CHAT);
+}
+
+void handle_completion(struct exchange *x)
+{
+    generate(x, OPENAI_COMPLETION);
+}

@@ -1,0 +1,63 @@
+/* job.h - one generation: a parsed request, its prompts, its choices and the answer they become. */
+#pragma once
+
+#include "server/service.h"
+
+struct choice {
+    struct job *job;
+    int index;
+    int prompt;                  /* of job->prompts */
+    uint64_t id;                 /* the engine's */
+    bool running;                /* submitted, final event not seen */
+    bool role_sent;              /* stream: the first chunk went out */
+    struct buf text;             /* not streaming: the answer so far */
+    struct openai_token *tokens; /* logprobs asked, not streaming: rows so far */
+    size_t n_tokens, cap_tokens; /* rows */
+    size_t n_generated;
+    size_t text_offset; /* characters sent so far (streamed completion logprobs) */
+    enum finish_reason finish;
+    char *stop_text;
+    int32_t stop_id;
+    struct engine_usage usage;
+    int64_t last_ns; /* of the latest token, 0: none yet */
+};
+
+struct job {
+    struct job *next, **link; /* server->jobs */
+    struct server *server;
+    struct exchange *x; /* NULL: answered, or the client has gone */
+    struct served *model;
+    enum openai_endpoint endpoint;
+    struct chat_request req;
+    struct token_list *prompts;
+    int n_prompts;
+    struct choice *choices;
+    int n_choices, n_running;
+    struct openai_head head;
+    char id[48];
+    bool preparing; /* on a pool thread, which owns req, prompts and the failure below */
+    bool begun;     /* stream: status and headers went out */
+    bool blocked;   /* the client is slow: the engine was told to pause */
+    bool failed;    /* answered with an error: what still comes is dropped */
+    int64_t start_ns;
+
+    /* outcome of the preparation */
+    int status; /* 0: fine, else the HTTP status */
+    const char *code;
+    struct err err;
+
+    char *body; /* copy for the pool thread */
+    size_t n_body;
+};
+
+/* generate.c */
+void job_fail(struct job *j, int status, const char *code, const struct err *e);
+void job_cancel(struct job *j); /* every choice that still runs */
+void job_put(struct job *j);    /* frees it if nobody needs it any more */
+void job_tick(struct job *j);   /* about once a second */
+void job_closed(struct job *j); /* its exchange is over */
+
+/* stream.c: events to the client */
+void job_event(struct choice *c, const struct engine_event *ev);
+void job_begin_stream(struct job *j);
+void job_drain(struct http_req *r); /* http_req.on_drain */

@@ -1,0 +1,184 @@
+/* routes.c - from a request to its handler, and the answers that every handler shares. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "server/job.h"
+
+struct route {
+    const char *method;
+    const char *path; /* a '*' at the end stands for one or more characters */
+    route_fn *handle;
+};
+
+static const struct route routes[] = {
+    {"POST", "/v1/chat/completions", handle_chat},
+    {"POST", "/v1/completions", handle_completion},
+    {"GET", "/v1/models", handle_models},
+    {"GET", "/v1/models/*", handle_model},
+    {"POST", "/tokenize", handle_tokenize},
+    {"POST", "/detokenize", handle_detokenize},
+    {"GET", "/health", handle_health},
+    {"GET", "/v1/health", handle_health},
+    {"GET", "/ping", handle_ping},
+    {"POST", "/ping", handle_ping},
+    {"GET", "/version", handle_version},
+    {"GET", "/metrics", handle_metrics},
+};
+
+static bool path_matches(const struct route *route, struct str path, struct str *rest)
+{
+    size_t n = strlen(route->path);
+    if (route->path[n - 1] != '*')
+        return str_eqs(path, route->path);
+    if (path.n < n || memcmp(path.p, route->path, n - 1) != 0)
+        return false;
+    *rest = (struct str){path.p + n - 1, path.n - (n - 1)};
+    return true;
+}
+
+static bool method_matches(const struct route *route, struct str method)
+{
+    return str_eqs(method, route->method) ||
+           (str_eqs(method, "HEAD") && strcmp(route->method, "GET") == 0);
+}
+
+/* ---- answers ---- */
+
+void answer(struct exchange *x, int status, const char *type, const void *body, size_t n)
+{
+    x->status = status;
+    http_reply(x->http, status, type, body, n);
+}
+
+void answer_json(struct exchange *x, int status, const struct buf *body)
+{
+    answer(x, status, "application/json", buf_str(body), body->len);
+}
+
+void answer_error(struct exchange *x, int status, const char *code, const struct err *e)
+{
+    struct buf body = {0};
+    openai_write_error(&body, status, code, e);
+    if (status == 429 || status == 503)
+        http_add_header(x->http, "Retry-After", "1");
+    answer_json(x, status, &body);
+    buf_release(&body);
+}
+
+void answer_err(struct exchange *x, const struct err *e)
+{
+    answer_error(x, openai_status(e->code), NULL, e);
+}
+
+int served_resolve(struct server *s, const char *name, struct served **out, const char **code,
+                   struct err *e)
+{
+    if (!served_first(s)) {
+        struct buf why = {0};
+        watch_report(&s->watches, &why);
+        *code = "model_not_ready";
+        err_set(e, ERR_BUSY, "no model is ready yet%s%.300s", why.len ? ": " : "", buf_str(&why));
+        buf_release(&why);
+        return 503;
+    }
+    *out = served_find(s, name);
+    if (*out)
+        return 0;
+    *code = "model_not_found";
+    err_param(e, ERR_NOTFOUND, "model", "The model `%.128s` does not exist", name);
+    return 404;
+}
+
+struct served *served_or_answer(struct exchange *x, const char *name)
+{
+    struct served *m = NULL;
+    const char *code = NULL;
+    struct err e = {0};
+    int status = served_resolve(x->server, name, &m, &code, &e);
+    if (status)
+        answer_error(x, status, code, &e);
+    return m;
+}
+
+/* ---- dispatch ---- */
+
+/* The client's id if it is a harmless token, else one of ours. */
+static const char *request_id(struct http_req *r)
+{
+    struct str given = http_header(r, "x-request-id");
+    bool fine = given.p && given.n > 0 && given.n <= 128;
+    for (size_t i = 0; fine && i < given.n; i++)
+        fine = given.p[i] > ' ' && given.p[i] < 127;
+    if (fine)
+        return arena_strdup(&r->arena, given);
+    uint64_t id[2];
+    rng_secret(id, sizeof id);
+    return arena_printf(&r->arena, "req_%016llx%016llx", (unsigned long long)id[0],
+                        (unsigned long long)id[1]);
+}
+
+static void exchange_closed(struct http_req *r, bool complete)
+{
+    struct exchange *x = r->user;
+    struct http_metrics *m = &x->server->metrics;
+    if (!complete)
+        m->client_gone++;
+    if (x->status > 0 && x->status < METRIC_STATUSES)
+        m->by_status[x->status]++;
+    log_debug("server", "%.*s %s %d %.1f ms%s", (int)r->method.n, r->method.p, x->route, x->status,
+              (double)(clock_ns() - x->start_ns) / 1e6, complete ? "" : ", client gone");
+    if (x->job)
+        job_closed(x->job);
+}
+
+/* No route has this method and path: which methods does the path know? */
+static void refuse(struct exchange *x)
+{
+    struct http_req *r = x->http;
+    struct str rest;
+    char allow[64] = "";
+    size_t n = 0;
+    for (size_t i = 0; i < ARRAY_LEN(routes); i++)
+        if (path_matches(&routes[i], r->path, &rest))
+            n += (size_t)snprintf(allow + n, sizeof allow - n, "%s, %s", routes[i].method,
+                                  strcmp(routes[i].method, "GET") == 0 ? "HEAD, " : "");
+    struct err e = {0};
+    if (n || str_eqs(r->path, "*")) {
+        snprintf(allow + n, sizeof allow - n, "OPTIONS");
+        http_add_header(r, "Allow", allow);
+        if (str_eqs(r->method, "OPTIONS")) {
+            answer(x, 204, NULL, NULL, 0);
+            return;
+        }
+        err_set(&e, ERR_INVALID, "%.*s is not allowed here, try %s", (int)r->method.n, r->method.p,
+                allow);
+        answer_error(x, 405, "method_not_allowed", &e);
+        return;
+    }
+    err_set(&e, ERR_NOTFOUND, "there is nothing at %.*s", (int)(r->path.n < 200 ? r->path.n : 200),
+            r->path.p);
+    answer_error(x, 404, "not_found", &e);
+}
+
+void route_request(struct http_req *r)
+{
+    struct exchange *x = arena_alloc(&r->arena, sizeof *x);
+    *x = (struct exchange){.server = r->arg, .http = r, .route = "-", .start_ns = clock_ns()};
+    r->user = x;
+    r->on_closed = exchange_closed;
+    http_add_header(r, "x-request-id", request_id(r));
+    for (size_t i = 0; i < ARRAY_LEN(routes); i++) {
+        struct str rest = {0};
+        if (!method_matches(&routes[i], r->method) || !path_matches(&routes[i], r->path, &rest))
+            continue;
+        x->route = routes[i].path;
+        if (rest.p)
+            x->path_rest = http_unescape(&r->arena, rest, false).p;
+        routes[i].handle(x);
+        return;
+    }
+    refuse(x);
+}

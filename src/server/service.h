@@ -1,0 +1,106 @@
+/* service.h - inside of the server: what its files share. Everything here belongs to the server's
+ * thread unless it says otherwise.
+ *
+ *   http_req --user--> exchange --job--> job --choices--> choice <--user-- engine_event
+ *
+ * An exchange is one HTTP request and lives in its arena. A job is one generation; it outlives the
+ * exchange when the client leaves, until the engine has sent the final event of every choice. */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "api/openai.h"
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/map.h"
+#include "http/loop.h"
+#include "server/metrics.h"
+#include "server/server.h"
+#include "server/watch.h"
+
+struct exchange;
+struct job;
+
+/* ---- models ---- */
+
+/* One attached model. The list only grows, and `next` is set once: pool threads may walk it. */
+struct served {
+    _Atomic(struct served *) next;
+    char *name;
+    char *fingerprint; /* "fp_...": same model and program, same fingerprint */
+    char *bos, *eos;   /* as the vocabulary spells them, "" if none */
+    struct server_model model;
+    struct model_metrics metrics;
+};
+
+/* ---- the server ---- */
+
+struct server {
+    struct server_opts opts;
+    char *version;
+    struct http_loop *loop;
+    struct http_server *http; /* NULL once closed */
+    int port;
+    _Atomic(struct served *) models; /* in the order of attachment */
+    struct watch_list watches;
+    struct http_metrics metrics;
+    struct map noted;        /* unknown request fields that are in the log already */
+    struct job *jobs;        /* all, newest first */
+    struct http_timer *tick; /* runs while there are jobs, and during the end of the drain */
+    bool draining;
+    int64_t give_up_ms; /* http is closed: leave with jobs unfinished at this time, 0: not yet */
+
+    pthread_mutex_t inbox_lock; /* guards the two below; engine threads append */
+    struct engine_event *inbox, **inbox_tail;
+};
+
+struct served *served_find(struct server *s, const char *name); /* any thread; NULL: default */
+struct served *served_first(struct server *s);                  /* any thread */
+
+/* ---- exchanges ---- */
+
+struct exchange {
+    struct server *server;
+    struct http_req *http;
+    struct job *job;       /* the generation it waits for, or NULL */
+    const char *route;     /* of the route table, for metrics */
+    const char *path_rest; /* what stands for the '*' of the route's path, decoded */
+    int status;            /* of the response, 0: none yet */
+    int64_t start_ns;
+};
+
+typedef void route_fn(struct exchange *x);
+
+void route_request(struct http_req *r); /* http_handler.on_request */
+
+/* Answers. Each counts the status and hands over to http. */
+void answer(struct exchange *x, int status, const char *type, const void *body, size_t n);
+void answer_json(struct exchange *x, int status, const struct buf *body);
+void answer_error(struct exchange *x, int status, const char *code, const struct err *e);
+void answer_err(struct exchange *x, const struct err *e); /* the status follows from e->code */
+
+/* The model a request names, or NULL after answering 404, or 503 while nothing is loaded. */
+struct served *served_or_answer(struct exchange *x, const char *name);
+/* The same answer as an error and a status: 0 and *out, or the HTTP status and e (any thread). */
+int served_resolve(struct server *s, const char *name, struct served **out, const char **code,
+                   struct err *e);
+
+/* Logs each unknown field once for the life of the server. */
+void note_unknown_fields(struct server *s, const struct chat_request *r);
+
+/* ---- prompts: any thread ---- */
+
+/* Renders and tokenizes; what the limits of the model say is checked by the caller. */
+int prompt_from_messages(const struct served *m, const struct chat_request *r,
+                         struct token_list *out, struct err *e);
+int prompt_from_raw(const struct served *m, const struct chat_request *r,
+                    const struct gen_prompt *p, struct token_list *out, struct err *e);
+
+/* ---- handlers ---- */
+
+route_fn handle_chat, handle_completion;             /* generate.c */
+route_fn handle_models, handle_model;                /* models.c */
+route_fn handle_tokenize, handle_detokenize;         /* tokenize.c */
+route_fn handle_health, handle_ping, handle_version; /* health.c */
+route_fn handle_metrics;                             /* metrics.c */

@@ -1,0 +1,316 @@
+/* stream.c - events of the engine to the client: chunk by chunk, or collected into one response. */
+#include <stdlib.h>
+
+#include "base/mem.h"
+#include "server/job.h"
+
+/* ---- pieces ---- */
+
+static const char *finish_name(enum finish_reason f)
+{
+    return f == FINISH_LENGTH ? "length" : "stop";
+}
+
+static struct openai_usage usage_now(const struct choice *c)
+{
+    return (struct openai_usage){
+        .prompt_tokens = (int)c->job->prompts[c->prompt].n,
+        .cached_tokens = c->usage.cached_tokens,
+        .completion_tokens = (int)c->n_generated,
+    };
+}
+
+/* A prompt counts once, whatever n is. */
+static struct openai_usage usage_total(const struct job *j)
+{
+    struct openai_usage sum = {0};
+    for (int i = 0; i < j->n_choices; i++) {
+        const struct choice *c = &j->choices[i];
+        sum.completion_tokens += c->usage.completion_tokens;
+        if (i == 0 || c->prompt != j->choices[i - 1].prompt) {
+            sum.prompt_tokens += c->usage.prompt_tokens;
+            sum.cached_tokens += c->usage.cached_tokens;
+        }
+    }
+    return sum;
+}
+
+static void send_event(struct job *j, struct buf *data)
+{
+    if (http_write_event(j->x->http, NULL, data->data, data->len) || j->blocked)
+        return;
+    j->blocked = true;
+    for (int i = 0; i < j->n_choices; i++)
+        if (j->choices[i].running)
+            engine_pause(j->model->model.engine, j->choices[i].id, true);
+}
+
+void job_drain(struct http_req *r)
+{
+    struct exchange *x = r->user;
+    struct job *j = x->job;
+    j->blocked = false;
+    for (int i = 0; i < j->n_choices; i++)
+        if (j->choices[i].running)
+            engine_pause(j->model->model.engine, j->choices[i].id, false);
+}
+
+/* ---- logprobs ---- */
+
+/* The token that ended the generation is no part of the answer, and neither is its logprob. */
+static size_t shown_tokens(const struct choice *c, const struct engine_event *ev)
+{
+    size_t n = (size_t)ev->n_ids;
+    const struct tokenizer *t = c->job->model->model.tokenizer;
+    bool ended = ev->finish == FINISH_STOP && n && !ev->stop_text;
+    if (ended && c->job->req.gen.skip_special &&
+        (ev->ids[n - 1] == ev->stop_id || tokenizer_is_eog(t, ev->ids[n - 1])))
+        n--;
+    return n;
+}
+
+/* Appends rows of (1 + n_top) tokens. */
+static void fill_tokens(const struct choice *c, const struct engine_event *ev, size_t n,
+                        struct openai_token *out)
+{
+    const struct tokenizer *t = c->job->model->model.tokenizer;
+    size_t stride = (size_t)(1 + c->job->req.gen.n_logprobs);
+    size_t theirs = (size_t)(1 + ev->n_logprobs);
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < stride; k++) {
+            struct token_logprob none = {-1, -__builtin_inff()};
+            struct token_logprob l = k < theirs ? ev->logprobs[i * theirs + k] : none;
+            out[i * stride + k] = (struct openai_token){tokenizer_piece(t, l.id, true), l.logprob};
+        }
+}
+
+static void collect_tokens(struct choice *c, const struct engine_event *ev, size_t n)
+{
+    size_t stride = (size_t)(1 + c->job->req.gen.n_logprobs);
+    if (c->n_tokens + n > c->cap_tokens) {
+        c->cap_tokens = 2 * (c->n_tokens + n) + 16;
+        c->tokens = xrealloc(c->tokens, c->cap_tokens * stride * sizeof *c->tokens);
+    }
+    fill_tokens(c, ev, n, c->tokens + c->n_tokens * stride);
+    c->n_tokens += n;
+}
+
+/* ---- streamed ---- */
+
+/* A completion that echoes begins with the prompt's text. */
+static void echo_prompt(const struct choice *c, struct buf *out)
+{
+    const struct job *j = c->job;
+    if (!j->req.echo)
+        return;
+    const struct gen_prompt *p = &j->req.prompts[c->prompt];
+    if (p->ids)
+        tokenizer_decode(j->model->model.tokenizer, p->ids, p->n_ids, true, out);
+    else
+        buf_add(out, p->text.p, p->text.n);
+}
+
+static void begin_choice(struct choice *c)
+{
+    struct job *j = c->job;
+    struct buf data = {0}, text = {0};
+    c->role_sent = true;
+    if (j->endpoint == OPENAI_CHAT) {
+        openai_write_role(&data, &j->head, c->index);
+        send_event(j, &data);
+    } else if (j->req.echo) {
+        echo_prompt(c, &text);
+        struct openai_choice piece = {
+            .index = c->index, .text = {buf_str(&text), text.len}, .stop_id = -1};
+        openai_write_text(&data, &j->head, &piece, NULL);
+        send_event(j, &data);
+    }
+    buf_release(&data);
+    buf_release(&text);
+}
+
+void job_begin_stream(struct job *j)
+{
+    j->begun = true;
+    j->x->status = 200;
+    http_begin_events(j->x->http);
+    for (int i = 0; i < j->n_choices; i++)
+        begin_choice(&j->choices[i]);
+}
+
+static void stream_text(struct choice *c, const struct engine_event *ev)
+{
+    struct job *j = c->job;
+    size_t n = ev->logprobs ? shown_tokens(c, ev) : 0;
+    if (!ev->n_text && !n)
+        return;
+    struct openai_logprobs l = {
+        .n_tokens = n, .n_top = (int)j->req.gen.n_logprobs, .text_offset = c->text_offset};
+    struct openai_token *tokens = NULL;
+    if (n) {
+        tokens = xcalloc(n * (size_t)(1 + l.n_top), sizeof *tokens);
+        fill_tokens(c, ev, n, tokens);
+        l.tokens = tokens;
+    }
+    struct openai_choice piece = {.index = c->index,
+                                  .text = {ev->text, ev->n_text},
+                                  .logprobs = n ? &l : NULL,
+                                  .stop_id = -1};
+    struct openai_usage usage = usage_now(c);
+    struct buf data = {0};
+    openai_write_text(&data, &j->head, &piece, j->req.continuous_usage ? &usage : NULL);
+    send_event(j, &data);
+    buf_release(&data);
+    free(tokens);
+    for (size_t i = 0; i < ev->n_text; i++)
+        c->text_offset += (ev->text[i] & 0xc0) != 0x80;
+}
+
+static struct openai_choice choice_end(const struct choice *c)
+{
+    return (struct openai_choice){
+        .index = c->index,
+        .finish = finish_name(c->finish),
+        .stop_text = {c->stop_text, c->stop_text ? strlen(c->stop_text) : 0},
+        .stop_id = c->stop_id,
+    };
+}
+
+static void stream_event(struct choice *c, const struct engine_event *ev)
+{
+    struct job *j = c->job;
+    if (!j->begun)
+        job_begin_stream(j);
+    stream_text(c, ev);
+    if (!ev->finish)
+        return;
+    struct buf data = {0};
+    struct openai_choice end = choice_end(c);
+    struct openai_usage usage = usage_now(c);
+    openai_write_finish(&data, &j->head, &end, j->req.continuous_usage ? &usage : NULL);
+    send_event(j, &data);
+    if (j->n_running == 0) {
+        if (j->req.include_usage) {
+            usage = usage_total(j);
+            buf_clear(&data);
+            openai_write_usage(&data, &j->head, &usage);
+            send_event(j, &data);
+        }
+        http_write_event(j->x->http, NULL, OPENAI_DONE, strlen(OPENAI_DONE));
+        http_end(j->x->http);
+    }
+    buf_release(&data);
+}
+
+/* ---- collected ---- */
+
+static void respond(struct job *j)
+{
+    struct openai_choice *choices = xcalloc((size_t)j->n_choices, sizeof *choices);
+    struct openai_logprobs *logprobs = xcalloc((size_t)j->n_choices, sizeof *logprobs);
+    for (int i = 0; i < j->n_choices; i++) {
+        const struct choice *c = &j->choices[i];
+        choices[i] = choice_end(c);
+        choices[i].text = (struct str){buf_str(&c->text), c->text.len};
+        logprobs[i] = (struct openai_logprobs){
+            .tokens = c->tokens, .n_tokens = c->n_tokens, .n_top = (int)j->req.gen.n_logprobs};
+        if (j->req.gen.n_logprobs >= 0)
+            choices[i].logprobs = &logprobs[i];
+    }
+    struct openai_usage usage = usage_total(j);
+    struct buf body = {0};
+    openai_write_response(&body, &j->head, choices, (size_t)j->n_choices, &usage);
+    answer_json(j->x, 200, &body);
+    buf_release(&body);
+    free(logprobs);
+    free(choices);
+}
+
+static void collect_event(struct choice *c, const struct engine_event *ev)
+{
+    if (!c->role_sent) {
+        c->role_sent = true;
+        echo_prompt(c, &c->text);
+    }
+    buf_add(&c->text, ev->text, ev->n_text);
+    if (ev->logprobs)
+        collect_tokens(c, ev, shown_tokens(c, ev));
+    if (ev->finish && c->job->n_running == 0)
+        respond(c->job);
+}
+
+/* ---- any event ---- */
+
+static void observe(struct choice *c, const struct engine_event *ev)
+{
+    struct job *j = c->job;
+    struct model_metrics *m = &j->model->metrics;
+    int64_t now = clock_ns();
+    if (ev->n_ids && !c->last_ns)
+        metrics_observe(m, HIST_TTFT, (double)(now - j->start_ns) / 1e9);
+    else if (ev->n_ids)
+        metrics_observe(m, HIST_INTER_TOKEN, (double)(now - c->last_ns) / 1e9 / ev->n_ids);
+    if (ev->n_ids)
+        c->last_ns = now;
+    if (!ev->finish)
+        return;
+    const struct engine_usage *u = &ev->usage;
+    m->finished[ev->finish]++;
+    if (ev->finish != FINISH_STOP && ev->finish != FINISH_LENGTH)
+        return;
+    metrics_observe(m, HIST_E2E, (double)(now - j->start_ns) / 1e9);
+    metrics_observe(m, HIST_QUEUE, (double)u->queue_ms / 1e3);
+    metrics_observe(m, HIST_INFERENCE, (double)(u->prefill_ms + u->decode_ms) / 1e3);
+    metrics_observe(m, HIST_PREFILL, (double)u->prefill_ms / 1e3);
+    metrics_observe(m, HIST_DECODE, (double)u->decode_ms / 1e3);
+    metrics_observe(m, HIST_PROMPT_TOKENS, u->prompt_tokens);
+    metrics_observe(m, HIST_GENERATION_TOKENS, u->completion_tokens);
+    metrics_observe(m, HIST_N, (double)j->req.gen.n);
+    if (u->completion_tokens > 1)
+        metrics_observe(m, HIST_PER_OUTPUT_TOKEN,
+                        (double)u->decode_ms / 1e3 / (u->completion_tokens - 1));
+}
+
+static void settle(struct choice *c, const struct engine_event *ev)
+{
+    c->running = false;
+    c->job->n_running--;
+    c->finish = ev->finish;
+    c->usage = ev->usage;
+    c->stop_id = ev->stop_id;
+    c->stop_text = ev->stop_text ? xstrdup(ev->stop_text) : NULL;
+}
+
+/* An end that is no answer. */
+static void fail_event(struct job *j, const struct engine_event *ev)
+{
+    struct err e = ev->err;
+    if (ev->finish == FINISH_TIMEOUT)
+        err_set(&e, ERR_TIMEOUT, "the request did not finish before its deadline");
+    else if (ev->finish == FINISH_CANCEL)
+        err_set(&e, ERR_CANCELED, "the request was cancelled: the server is shutting down");
+    else if (!e.msg[0])
+        err_set(&e, ERR_IO, "the engine failed");
+    job_fail(j, ev->finish == FINISH_ERROR ? 500 : openai_status(e.code), NULL, &e);
+}
+
+void job_event(struct choice *c, const struct engine_event *ev)
+{
+    struct job *j = c->job;
+    c->n_generated += (size_t)ev->n_ids;
+    observe(c, ev);
+    if (ev->finish)
+        settle(c, ev);
+    if (!j->x || j->failed) {
+        /* nobody listens */
+    } else if (ev->finish == FINISH_ERROR || ev->finish == FINISH_TIMEOUT ||
+               ev->finish == FINISH_CANCEL) {
+        fail_event(j, ev);
+    } else if (j->req.stream) {
+        stream_event(c, ev);
+    } else {
+        collect_event(c, ev);
+    }
+    if (ev->finish)
+        job_put(j);
+}
