@@ -1,0 +1,296 @@
+#define _GNU_SOURCE /* strcasestr */
+#include "server_rig.h"
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "gguf_build.h"
+
+/* ---- the model ---- */
+
+static void rule(int32_t last, float *logits)
+{
+    for (int i = 0; i < RIG_VOCAB; i++)
+        logits[i] = -(float)(i % 7);
+    int32_t next = RIG_A;
+    if (last == RIG_BYTE0 + '!')
+        logits[0] = NAN;
+    else if (last == RIG_BYTE0 + '#')
+        next = RIG_BYTE0 + '!';
+    else if (last == RIG_A + 25)
+        next = 2;
+    else if (last >= RIG_A)
+        next = last + 1;
+    logits[next] = 20;
+}
+
+static void forward(void *ctx, const struct batch_seq *seqs, int n_seqs, float *logits)
+{
+    for (int i = 0; i < n_seqs; i++)
+        for (int k = seqs[i].n_tokens - seqs[i].n_logits; k < seqs[i].n_tokens; k++) {
+            rule(seqs[i].tokens[k], logits);
+            logits += RIG_VOCAB;
+        }
+}
+
+static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
+{
+}
+
+static struct tokenizer *make_tokenizer(void)
+{
+    static char text[256][8];
+    struct str pieces[RIG_VOCAB] = {STR("<unk>"), STR("<s>"), STR("</s>"), STR("<|im_start|>"),
+                                    STR("<|im_end|>")};
+    int32_t types[RIG_VOCAB] = {2, 3, 3, 3, 3}; /* unknown, control ... */
+    float scores[RIG_VOCAB] = {0};
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz";
+    for (int i = 0; i < 256; i++) {
+        snprintf(text[i], sizeof text[i], "<0x%02X>", i);
+        pieces[RIG_BYTE0 + i] = str_of(text[i]);
+        types[RIG_BYTE0 + i] = 6; /* byte */
+    }
+    for (int i = 0; i < 26; i++) {
+        pieces[RIG_A + i] = (struct str){letters + i, 1};
+        types[RIG_A + i] = 1; /* normal */
+    }
+    struct gguf_build b = {0};
+    struct err e = {0};
+    struct tokenizer *t = NULL;
+    gguf_build_str(&b, "general.architecture", "llama");
+    gguf_build_str(&b, "tokenizer.ggml.model", "llama");
+    gguf_build_strs(&b, "tokenizer.ggml.tokens", pieces, RIG_VOCAB);
+    gguf_build_words(&b, "tokenizer.ggml.scores", GGUF_F32, scores, RIG_VOCAB);
+    gguf_build_words(&b, "tokenizer.ggml.token_type", GGUF_I32, types, RIG_VOCAB);
+    gguf_build_u32(&b, "tokenizer.ggml.unknown_token_id", 0);
+    gguf_build_u32(&b, "tokenizer.ggml.bos_token_id", 1);
+    gguf_build_u32(&b, "tokenizer.ggml.eos_token_id", 2);
+    gguf_build_bool(&b, "tokenizer.ggml.add_space_prefix", false);
+    struct gguf *g = gguf_build_open(&b, &e);
+    if (!g || tokenizer_new(&t, g, &e))
+        fail_msg("%s", e.msg);
+    gguf_close(g);
+    gguf_build_release(&b);
+    return t;
+}
+
+static const char chat_template[] =
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}"
+    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/* ---- the service ---- */
+
+static void *serve(void *arg)
+{
+    server_run(arg);
+    return NULL;
+}
+
+void rig_open(struct rig *r, const struct rig_opts *o)
+{
+    struct err e = {0};
+    *r = (struct rig){.n_ctx = o->n_ctx ? o->n_ctx : 2048};
+    struct server_opts so = {
+        .http = http_server_defaults(), .version = "1.2.3", .drain_ms = o->drain_ms};
+    if (server_new(&r->server, &so, &e))
+        fail_msg("%s", e.msg);
+    r->port = server_port(r->server);
+    r->tokenizer = make_tokenizer();
+    if (template_new(&r->chat_template, chat_template, sizeof chat_template - 1, &e))
+        fail_msg("%s", e.msg);
+    struct engine_opts eo = {
+        .model = {.n_vocab = RIG_VOCAB,
+                  .max_batch_tokens = 4096,
+                  .n_blocks = 64 + 4 * r->n_ctx / KV_BLOCK_TOKENS,
+                  .n_ctx = r->n_ctx,
+                  .forward = forward,
+                  .copy_block = copy_block},
+        .tokenizer = r->tokenizer,
+        .max_queue = o->max_queue,
+        .prefix_cache = true,
+        .manual = o->manual,
+        .sink = server_sink,
+        .sink_arg = r->server,
+    };
+    if (engine_new(&r->engine, &eo, &e))
+        fail_msg("%s", e.msg);
+    if (!o->unattached)
+        rig_attach(r);
+    assert_int_equal(pthread_create(&r->thread, NULL, serve, r->server), 0);
+}
+
+void rig_attach(struct rig *r)
+{
+    struct server_model m = {.name = "alphabet",
+                             .engine = r->engine,
+                             .tokenizer = r->tokenizer,
+                             .chat_template = r->chat_template,
+                             .n_ctx = r->n_ctx};
+    server_attach(r->server, &m);
+}
+
+void rig_stop(struct rig *r)
+{
+    if (r->stopped)
+        return;
+    r->stopped = true;
+    server_stop(r->server);
+    pthread_join(r->thread, NULL);
+}
+
+void rig_close(struct rig *r)
+{
+    rig_stop(r);
+    engine_free(r->engine);
+    server_free(r->server);
+    template_free(r->chat_template);
+    tokenizer_free(r->tokenizer);
+}
+
+struct engine_stats rig_stats(struct rig *r)
+{
+    struct engine_stats s;
+    engine_get_stats(r->engine, &s);
+    return s;
+}
+
+void rig_wait_running(struct rig *r, int running_and_waiting)
+{
+    int64_t until = clock_ms() + 60000;
+    for (struct engine_stats s = rig_stats(r); s.running + s.waiting != running_and_waiting;
+         s = rig_stats(r)) {
+        assert_true(clock_ms() < until);
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
+}
+
+/* ---- the client ---- */
+
+int client_open(const struct rig *r)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)r->port)};
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    struct timeval patience = {60, 0};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (connect(fd, (struct sockaddr *)&a, sizeof a)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static void send_all(int fd, const char *p, size_t n)
+{
+    while (n) {
+        ssize_t sent = send(fd, p, n, MSG_NOSIGNAL);
+        if (sent <= 0)
+            return; /* answered before the body was read: the reader will see it */
+        p += sent;
+        n -= (size_t)sent;
+    }
+}
+
+void client_send(int fd, const char *method, const char *path, const char *headers,
+                 const char *body, size_t n)
+{
+    struct buf b = {0};
+    buf_addf(&b, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: %zu\r\n\r\n",
+             method, path, headers, n);
+    if (n)
+        buf_add(&b, body, n);
+    send_all(fd, b.data, b.len);
+    buf_release(&b);
+}
+
+/* Takes the chunk framing away; false if the last chunk is missing. */
+static bool unchunk(struct buf *b)
+{
+    struct buf out = {0};
+    const char *p = buf_str(b), *end = p + b->len;
+    bool last = false;
+    while (p < end) {
+        char *rest;
+        size_t n = strtoul(p, &rest, 16);
+        last = n == 0;
+        if (last || rest + 2 + n + 2 > end)
+            break;
+        buf_add(&out, rest + 2, n);
+        p = rest + 2 + n + 2;
+    }
+    buf_release(b);
+    *b = out;
+    return last;
+}
+
+void client_read(int fd, struct response *out)
+{
+    struct buf all = {0};
+    *out = (struct response){0};
+    for (ssize_t n; (n = recv(fd, buf_reserve(&all, 65536), 65536, 0)) > 0;) {
+        all.len += (size_t)n;
+        all.data[all.len] = 0;
+    }
+    close(fd);
+    char *blank = all.len ? strstr(all.data, "\r\n\r\n") : NULL;
+    if (blank) {
+        buf_add(&out->head, all.data, (size_t)(blank - all.data) + 2);
+        buf_add(&out->body, blank + 4, all.len - (size_t)(blank + 4 - all.data));
+        out->status = atoi(all.data + strlen("HTTP/1.1 "));
+        char *length = strcasestr(out->head.data, "content-length: ");
+        if (strcasestr(out->head.data, "transfer-encoding: chunked"))
+            out->complete = unchunk(&out->body);
+        else
+            out->complete = length && strtoul(length + 16, NULL, 10) == out->body.len;
+    }
+    buf_release(&all);
+}
+
+void response_release(struct response *r)
+{
+    buf_release(&r->head);
+    buf_release(&r->body);
+}
+
+void request(const struct rig *r, const char *method, const char *path, const char *body,
+             struct response *out)
+{
+    int fd = client_open(r);
+    assert_true(fd >= 0);
+    client_send(fd, method, path, "", body, body ? strlen(body) : 0);
+    client_read(fd, out);
+}
+
+/* Replaces the run of `set` after each occurrence of `key`. */
+static void mask_after(struct buf *b, const char *key, const char *set)
+{
+    struct buf out = {0};
+    const char *p = buf_str(b);
+    for (const char *hit; (hit = strstr(p, key)); p = hit + strlen(key)) {
+        hit += 0;
+        buf_add(&out, p, (size_t)(hit - p) + strlen(key));
+        buf_addc(&out, '*');
+        hit += strspn(hit + strlen(key), set);
+    }
+    buf_adds(&out, p);
+    buf_release(b);
+    *b = out;
+}
+
+void mask(struct buf *body)
+{
+    mask_after(body, "cmpl-", "0123456789abcdef");
+    mask_after(body, "\"created\":", "0123456789");
+    mask_after(body, "\"fp_", "0123456789abcdef");
+}

@@ -1,0 +1,68 @@
+/* server_rig.h - a whole service for tests: HTTP server, engine and tokenizer are the real ones,
+ * the model is a rule, so that every answer can be foreseen.
+ *
+ * Vocabulary: 0 <unk>, 1 <s>, 2 </s>, 3 <|im_start|>, 4 <|im_end|>, then the 256 bytes, then the
+ * letters a to z. The model's rule, from the last token only: a letter is followed by the next
+ * letter, z by </s>, '!' by not-a-number, '#' by '!', anything else by a. So a chat gets the
+ * alphabet. */
+#pragma once
+
+#include "unit.h"
+
+#include <pthread.h>
+
+#include "base/buf.h"
+#include "engine/engine.h"
+#include "server/server.h"
+
+enum { RIG_BYTE0 = 5, RIG_A = RIG_BYTE0 + 256, RIG_VOCAB = RIG_A + 26 };
+
+struct rig_opts {
+    bool manual;     /* the test runs the steps with engine_step */
+    bool unattached; /* no model until rig_attach */
+    int n_ctx;       /* 0: 2048 */
+    int max_queue;
+    int64_t drain_ms;
+};
+
+struct rig {
+    struct server *server;
+    struct engine *engine;
+    struct tokenizer *tokenizer;
+    struct template *chat_template;
+    int n_ctx;
+    pthread_t thread;
+    int port;
+    bool stopped;
+};
+
+void rig_open(struct rig *r, const struct rig_opts *o);
+void rig_attach(struct rig *r);
+void rig_stop(struct rig *r); /* server_stop, and waits for server_run */
+void rig_close(struct rig *r);
+
+/* Polls until the engine says so; fails the test after a minute. */
+void rig_wait_running(struct rig *r, int running_and_waiting);
+struct engine_stats rig_stats(struct rig *r);
+
+/* ---- a client ---- */
+
+int client_open(const struct rig *r);
+/* Adds Content-Length and Connection: close. headers is "" or "Name: value\r\n"... */
+void client_send(int fd, const char *method, const char *path, const char *headers,
+                 const char *body, size_t n);
+
+struct response {
+    int status;
+    struct buf head, body; /* the body without chunk framing */
+    bool complete;         /* by its length or by its last chunk */
+};
+void client_read(int fd, struct response *out); /* to the end of the connection; closes fd */
+void response_release(struct response *r);
+
+/* All of it. The body may be NULL. */
+void request(const struct rig *r, const char *method, const char *path, const char *body,
+             struct response *out);
+
+/* Ids, times and fingerprints become fixed text, so that a body can be compared as a whole. */
+void mask(struct buf *body);
