@@ -205,7 +205,8 @@ bool http_write(struct http_req *r, const void *p, size_t n)
     if (c->chunked)
         conn_queue(c, STR("\r\n"));
     c->written_ms = conn_now_ms(c);
-    c->blocked = conn_queued(c) > o->max_queue_bytes;
+    /* stays until on_drain, which is owed from now on, even if the queue shrinks before it */
+    c->blocked = c->blocked || conn_queued(c) > o->max_queue_bytes;
     return !c->blocked;
 }
 
