@@ -64,7 +64,19 @@ static int64_t deadline_ms(const struct http_conn *c)
 }
 
 static void refuse(struct http_conn *c, int status, const char *reason);
+static void readable(struct http_conn *c);
 static void on_timer(uv_timer_t *timer);
+
+/* The loop may be the late one, and timers come before sockets: what has arrived by now, or can be
+ * sent, counts. */
+static void catch_up(struct http_conn *c)
+{
+    if (conn_reads(c))
+        readable(c);
+    else if (!io_flush(c))
+        conn_close(c);
+    conn_dirty(c);
+}
 
 /* A timer that runs too early is left alone and set anew when it fires, so that the deadlines of
  * ordinary requests, which always move on, cost nothing. */
@@ -80,6 +92,10 @@ static void arm(struct http_conn *c)
 static void on_timer(uv_timer_t *timer)
 {
     struct http_conn *c = timer->data;
+    if (deadline_ms(c) <= conn_now_ms(c))
+        catch_up(c);
+    if (c->state == CONN_CLOSED)
+        return;
     if (deadline_ms(c) > conn_now_ms(c)) {
         arm(c);
         return;
@@ -106,15 +122,16 @@ static void tell_closed(struct http_conn *c, bool complete)
         c->req.on_closed(&c->req, complete);
 }
 
-static void release_body(struct http_conn *c)
+void conn_release_body(struct http_conn *c)
 {
+    c->req.body = STR("");
     c->server->stats.body_bytes -= c->body.len;
     buf_release(&c->body);
 }
 
 static void release_request(struct http_conn *c)
 {
-    release_body(c);
+    conn_release_body(c);
     reply_reset(c);
     arena_release(&c->req.arena);
     http_parse_reset(&c->parse);

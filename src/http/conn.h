@@ -206,6 +206,7 @@ void conn_settle(struct http_conn *c);
 void conn_close(struct http_conn *c);         /* at once; tells the handler */
 bool conn_is_idle(const struct http_conn *c); /* between requests */
 bool conn_reads(const struct http_conn *c);
+void conn_release_body(struct http_conn *c);
 void conn_event(uv_poll_t *poll, int status, int events);
 void pace_start(struct pace *p, const struct http_conn *c);
 void pace_progress(struct pace *p, const struct http_conn *c, size_t bytes);

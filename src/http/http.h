@@ -14,7 +14,8 @@
  * No function called by the handler calls back into it: callbacks come from the loop only.
  *
  * While a response runs nothing is read from the client, so pipelined bytes wait in the kernel, but
- * a closed or reset connection is noticed at once.
+ * a closed or reset connection is noticed at once (if such bytes fill the kernel's buffer: with the
+ * next write).
  *
  * Malformed requests, requests over a limit and requests that arrive too slowly are answered here
  * (400, 408, 413, 431, 501, 503, 505) and never reach the handler. Sources: RFC 9110, RFC 9112,

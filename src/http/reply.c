@@ -192,7 +192,12 @@ bool http_write(struct http_req *r, const void *p, size_t n)
         }
         c->length_left -= (int64_t)n;
     }
-    if (conn_queued(c) + n > o->max_queue_bytes * HTTP_QUEUE_CUT && conn_queued(c)) {
+    size_t cut = o->max_queue_bytes * HTTP_QUEUE_CUT;
+    if (conn_queued(c) + n > cut && !io_flush(c)) { /* most of it may be of this turn */
+        http_abort(r);
+        return false;
+    }
+    if (conn_queued(c) + n > cut && conn_queued(c)) {
         overrun(c, "the client reads too slowly");
         return false;
     }

@@ -86,8 +86,5 @@ void http_resume_body(struct http_req *r)
 
 void http_drop_body(struct http_req *r)
 {
-    struct http_conn *c = conn_of(r);
-    r->body = STR("");
-    c->server->stats.body_bytes -= c->body.len;
-    buf_release(&c->body);
+    conn_release_body(conn_of(r));
 }

@@ -47,6 +47,14 @@ static inline void rig_bump(struct rig *r, int *counter)
     pthread_mutex_unlock(&r->lock);
 }
 
+static inline int rig_count(struct rig *r, const int *counter)
+{
+    pthread_mutex_lock(&r->lock);
+    int n = *counter;
+    pthread_mutex_unlock(&r->lock);
+    return n;
+}
+
 /* Waits until the counter has reached n. */
 static inline void rig_wait(struct rig *r, int *counter, int n)
 {
@@ -124,6 +132,45 @@ static inline void rig_short(struct http_req *q)
     http_end(q);
 }
 
+static inline void rig_sized(struct http_req *q)
+{
+    http_drop_body(q);
+    assert_int_equal(q->body.n, 0);
+    http_begin(q, 200, "text/plain", 10);
+    http_write(q, "12345", 5);
+    http_write(q, "67890", 5);
+    http_end(q);
+}
+
+static inline void rig_long(struct http_req *q)
+{
+    http_begin(q, 200, "text/plain", 10);
+    assert_false(http_write(q, "12345678901", 11));
+}
+
+/* A producer that does not stop when told. */
+static inline void rig_ignore(struct http_req *q)
+{
+    static const char piece[10000];
+    http_begin(q, 200, "text/plain", -1);
+    for (int i = 0; i < 100000; i++)
+        http_write(q, piece, sizeof piece);
+    assert_true(http_queued(q) <= 16 * 65536 + 20000);
+}
+
+static inline void rig_done(void *arg)
+{
+    struct rig *r = arg;
+    http_loop_stop(r->loop);
+}
+
+static inline void rig_quit(struct http_req *q, bool complete)
+{
+    struct rig *r = q->arg;
+    rig_closed(q, complete);
+    http_server_close(r->server, 3600 * 1000, rig_done, r);
+}
+
 static inline void rig_on_request(struct http_req *q)
 {
     struct rig *r = q->arg;
@@ -150,6 +197,18 @@ static inline void rig_on_request(struct http_req *q)
         rig_events(q);
     } else if (str_eqs(q->path, "/short")) {
         rig_short(q);
+    } else if (str_eqs(q->path, "/sized")) {
+        rig_sized(q);
+    } else if (str_eqs(q->path, "/long")) {
+        rig_long(q);
+    } else if (str_eqs(q->path, "/ignore")) {
+        rig_ignore(q);
+    } else if (str_eqs(q->path, "/abort")) {
+        http_begin_events(q);
+        http_abort(q);
+    } else if (str_eqs(q->path, "/quit")) {
+        q->on_closed = rig_quit;
+        http_reply(q, 200, "text/plain", "bye", 3);
     } else if (str_eqs(q->path, "/nothing")) {
         http_reply(q, 204, NULL, NULL, 0);
     } else if (!str_eqs(q->path, "/upload")) {
@@ -252,12 +311,6 @@ static inline void rig_call(struct rig *r, void (*fn)(struct rig *r, void *arg),
     pthread_mutex_unlock(&r->lock);
     http_loop_post(r->loop, rig_call_run, &c);
     rig_wait(r, &r->n_done, n);
-}
-
-static inline void rig_done(void *arg)
-{
-    struct rig *r = arg;
-    http_loop_stop(r->loop);
 }
 
 static inline void rig_shut(struct rig *r, void *grace_ms)

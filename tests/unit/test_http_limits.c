@@ -53,7 +53,7 @@ static void test_gone(void **state)
         pthread_mutex_unlock(&r.lock);
     }
     print_ms("a client's leaving was noticed after, at worst", worst);
-    assert_int_equal(r.n_complete, 0);
+    assert_int_equal(rig_count(&r, &r.n_complete), 0);
     assert_int_equal(rig_stats(&r).requests, 0);
     rig_close(&r);
 }
@@ -162,7 +162,7 @@ static void test_slow_body(void **state)
     assert_int_equal(strncmp(in.data, "HTTP/1.1 408 ", 13), 0);
     buf_release(&in);
     rig_wait(&r, &r.n_cut, 1); /* on_head has seen it */
-    assert_int_equal(r.n_seen, 0);
+    assert_int_equal(rig_count(&r, &r.n_seen), 0);
     rig_close(&r);
 }
 
@@ -170,23 +170,31 @@ static void test_slow_reader(void **state)
 {
     struct rig r;
     struct http_server_opts o = rig_opts(&r);
-    o.rate_grace_ms = 300;
+    o.rate_grace_ms = 500;
     rig_open(&r, &o);
     /* it reads a lot and stops: what it has read before buys no more than the grace */
     int fd = open_stream(&r, "/fill", 1);
     size_t before = rig_rss(), n_read = 0;
     char tmp[65536];
-    while (n_read < 100 << 20) {
-        ssize_t n = recv(fd, tmp, sizeof tmp, 0);
-        assert_true(n > 0);
+    for (ssize_t n; n_read < 100 << 20 && (n = recv(fd, tmp, sizeof tmp, 0)) > 0;)
         n_read += (size_t)n;
-    }
     rig_wait(&r, &r.n_cut, 1);
     size_t grown = rig_rss() > before ? rig_rss() - before : 0;
     print_message("# slow reader: %zu KiB queued at most, rss +%zu KiB\n", r.most_queued >> 10,
                   grown >> 10);
     assert_true(r.most_queued <= o.max_queue_bytes + 4096);
     assert_memory_growth(grown, 8 << 20);
+    close(fd);
+    rig_close(&r);
+}
+
+static void test_cut(void **state)
+{
+    struct rig r;
+    struct http_server_opts o = rig_opts(&r);
+    rig_open(&r, &o);
+    int fd = open_stream(&r, "/ignore", 1);
+    rig_wait(&r, &r.n_cut, 1);
     close(fd);
     rig_close(&r);
 }
@@ -232,7 +240,7 @@ static void test_flood(void **state)
     print_message("# flood during a stream: stops at %zu KiB, rss +%zu KiB\n", sent >> 10,
                   grown >> 10);
     assert_memory_growth(grown, 4 << 20);
-    assert_int_equal(r.n_cut, 0);
+    assert_int_equal(rig_count(&r, &r.n_cut), 0);
     close(fd);
     rig_wait(&r, &r.n_cut, 1);
     free(junk);
@@ -269,7 +277,7 @@ static void test_large_body(void **state)
     assert_int_equal(strncmp(in.data, "HTTP/1.1 413 ", 13), 0);
     buf_release(&in);
     free(piece);
-    assert_int_equal(r.n_seen, 0);
+    assert_int_equal(rig_count(&r, &r.n_seen), 0);
     rig_close(&r);
 }
 
@@ -505,19 +513,35 @@ static void test_shutdown(void **state)
     rig_join(&r);
     assert_int_equal(r.n_cut, 1);
     close(busy);
+
+    o = rig_opts(&r); /* closed by the last callback of a connection that was to be kept */
+    rig_open(&r, &o);
+    busy = open_stream(&r, "/quit", 1);
+    rig_join(&r);
+    assert_int_equal(r.n_complete, 1);
+    close(busy);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gone),          cmocka_unit_test(test_half_close),
-        cmocka_unit_test(test_slow_head),     cmocka_unit_test(test_idle),
-        cmocka_unit_test(test_slow_body),     cmocka_unit_test(test_slow_reader),
-        cmocka_unit_test(test_ping),          cmocka_unit_test(test_flood),
-        cmocka_unit_test(test_large_body),    cmocka_unit_test(test_endless_framing),
-        cmocka_unit_test(test_body_total),    cmocka_unit_test(test_too_many),
-        cmocka_unit_test(test_flat),          cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_cannot_listen), cmocka_unit_test(test_shutdown),
+        cmocka_unit_test(test_gone),
+        cmocka_unit_test(test_half_close),
+        cmocka_unit_test(test_slow_head),
+        cmocka_unit_test(test_idle),
+        cmocka_unit_test(test_slow_body),
+        cmocka_unit_test(test_slow_reader),
+        cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_ping),
+        cmocka_unit_test(test_flood),
+        cmocka_unit_test(test_large_body),
+        cmocka_unit_test(test_endless_framing),
+        cmocka_unit_test(test_body_total),
+        cmocka_unit_test(test_too_many),
+        cmocka_unit_test(test_flat),
+        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_cannot_listen),
+        cmocka_unit_test(test_shutdown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

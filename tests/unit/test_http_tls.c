@@ -178,7 +178,7 @@ static void test_refused(void **state)
     assert_int_equal(strncmp(in.data, "HTTP/1.1 400 ", 13), 0);
     assert_non_null(strstr(in.data, "HTTPS"));
     buf_release(&in);
-    assert_int_equal(r.n_seen, 0);
+    assert_int_equal(rig_count(&r, &r.n_seen), 0);
     while (rig_stats(&r).connections)
         sched_yield();
     rig_close(&r);
