@@ -126,6 +126,11 @@ def tier_fuzz():
     return passed, failed
 
 
+def tier_cli():
+    build("build")
+    return counted("tests/cli/run.py")
+
+
 def tier_api():
     build("build")
     return counted("tests/api/run.py")
@@ -137,7 +142,7 @@ def tier_stress():
 
 
 TIERS = {"lint": tier_lint, "unit": tier_unit, "asan": tier_asan, "tsan": tier_tsan,
-         "fuzz": tier_fuzz, "api": tier_api, "stress": tier_stress}
+         "fuzz": tier_fuzz, "cli": tier_cli, "api": tier_api, "stress": tier_stress}
 
 
 def main():

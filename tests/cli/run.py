@@ -54,8 +54,9 @@ class Registry(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(BODY) - 1}/{len(BODY)}")
         self.end_headers()
         if cls.mode in ("cut", "stall") and len(body) > 500_000:
-            self.wfile.write(body[:300_000])
-            self.wfile.flush()
+            if cls.mode == "cut" or not first:
+                self.wfile.write(body[:300_000])
+                self.wfile.flush()
             if cls.mode == "stall":
                 cls.released.wait(20)
             self.close_connection = True
@@ -194,9 +195,9 @@ class Tests:
 
     def test_run_once(self):
         args = ("run", "--temperature", "0", "-n", "24", "smollm2:135m")
-        a = terrace(*args, "The capital of France is?")
-        assert a.returncode == 0 and b"Paris" in a.stdout, (a.stdout, a.stderr)
-        piped = terrace(*args, stdin=b"The capital of France is?")
+        a = terrace(*args, "Explain gravity in one sentence.")
+        assert a.returncode == 0 and b"force" in a.stdout, (a.stdout, a.stderr)
+        piped = terrace(*args, stdin=b"Explain gravity in one sentence.")
         assert piped.stdout == a.stdout
         nothing = terrace(*args)
         assert nothing.returncode == 1 and b"nothing to answer" in nothing.stderr
@@ -220,8 +221,8 @@ class Tests:
             out = out.split(mark, 1)[-1]
             assert found, (mark, out[-500:])
         read_until(b">>> ")
-        os.write(fd, b"The capital of France is?\r")
-        read_until(b"Paris")
+        os.write(fd, b"Explain gravity in one sentence.\r")
+        read_until(b"force")
         read_until(b">>> ")
         os.write(fd, b"/help\r")
         read_until(b"/clear")
@@ -238,6 +239,7 @@ class Tests:
 
 def main():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    server.handle_error = lambda *args: None  # clients that leave early are what some tests are about
     threading.Thread(target=server.serve_forever, daemon=True).start()
     passed = failed = 0
     with tempfile.TemporaryDirectory() as folder:
