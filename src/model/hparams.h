@@ -26,7 +26,8 @@ struct hparams {
 };
 
 /* ERR_NOTFOUND for a missing key, ERR_FORMAT for a value out of range, ERR_UNSUPPORTED for what is
- * not run here (experts, per-layer head counts, an unknown rope scaling); the message names the key. */
+ * not run here (experts, per-layer head counts, an unknown rope scaling); the message names the
+ * key. */
 int hparams_read(struct hparams *hp, const struct gguf *g, const char *arch, struct err *e);
 
 static inline int hparams_q(const struct hparams *hp)

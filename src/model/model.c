@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "model/internal.h"
+#include "model/pack_cache.h"
 
 enum { DEFAULT_BATCH_TOKENS = 512, MAX_TTYPES = 64 };
 
@@ -64,6 +66,49 @@ static void fill_info(struct model *m, const struct gguf *g)
     }
 }
 
+/* Uses the file just written in place of the memory that was packed into, which other processes
+ * could not share and which the file's pages in memory would double. */
+static void share_weights(struct model *m, const char *dir, const uint8_t fingerprint[32])
+{
+    struct err why = {0};
+    struct weights *w = &m->weights;
+    if (pack_cache_open(w, dir, fingerprint, m->pool, &why)) {
+        log_warn("model", "%s", why.msg);
+        return;
+    }
+    const void *data = w->data;
+    weights_unpack(w);
+    w->data = data;
+}
+
+/* From the packed file if there is a good one; else packs, and leaves a file for the next start. A
+ * file that cannot be written costs only that start's time. */
+static int load_weights(struct model *m, const struct gguf *g, const struct model_opts *o,
+                        struct err *e)
+{
+    struct weights *w = &m->weights;
+    struct err why = {0};
+    uint8_t fingerprint[32];
+    int rc = ERR_NOTFOUND;
+    if (o->pack_dir) {
+        gguf_fingerprint(g, fingerprint);
+        rc = pack_cache_open(w, o->pack_dir, fingerprint, m->pool, &why);
+        if (rc && rc != ERR_NOTFOUND)
+            log_warn("model", "%s: packing the weights again", why.msg);
+    }
+    if (rc) {
+        rc = weights_pack(w, m->pool, o->progress, o->progress_arg, e);
+        if (rc)
+            return rc;
+        if (o->pack_dir && pack_cache_write(w, o->pack_dir, fingerprint, m->pool, &why))
+            log_warn("model", "%s: the next start will pack the weights again", why.msg);
+        else if (o->pack_dir)
+            share_weights(m, o->pack_dir, fingerprint);
+    }
+    weights_attach(w, &m->hp);
+    return 0;
+}
+
 static int open_parts(struct model *m, const struct gguf *g, const struct model_opts *o,
                       struct err *e)
 {
@@ -89,9 +134,7 @@ static int open_parts(struct model *m, const struct gguf *g, const struct model_
     m->kv = (struct kv_layout){o->kv_type, m->hp.n_kv_heads, m->hp.head_dim};
     rc = scratch_init(&m->scratch, m, n_tokens, e);
     if (!rc)
-        rc = weights_pack(&m->weights, m->pool, o->progress, o->progress_arg, e);
-    if (!rc)
-        weights_attach(&m->weights, m->weights.memory, &m->hp);
+        rc = load_weights(m, g, o, e);
     return rc;
 }
 

@@ -46,8 +46,8 @@ struct model_info {
 };
 
 /* Binds and packs the weights of g. g must stay open as long as the model. ERR_NOTFOUND names a
- * missing key or tensor, ERR_FORMAT a wrong value or shape, ERR_UNSUPPORTED an unknown architecture,
- * tensor or rope scaling. */
+ * missing key or tensor, ERR_FORMAT a wrong value or shape, ERR_UNSUPPORTED an unknown
+ * architecture, tensor or rope scaling. */
 int model_open(struct model **out, const struct gguf *g, const struct model_opts *o, struct err *e);
 void model_close(struct model *m);
 const struct model_info *model_info(const struct model *m);

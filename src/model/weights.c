@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/mem.h"
 
@@ -188,25 +189,30 @@ int weights_pack(struct weights *w, struct pool *pool, weights_progress_fn *prog
     if (!memory)
         return err_set(e, ERR_NOMEM, "out of memory: the packed weights need %zu MiB",
                        w->packed_bytes >> 20);
-    w->memory = memory;
+    w->data = w->memory = memory;
     for (int i = 0; i < w->n_packed; i++) {
         const struct weight *p = &w->packed[i];
         struct pack_job job = {p, memory, 0, packed_tiles(p->matrix)};
         pool_run(pool, pack_tiles, &job);
         if (progress &&
             !progress(progress_arg, p->offset + packed_bytes(p->matrix), w->packed_bytes)) {
-            mem_free_big(memory, w->packed_bytes);
-            w->memory = NULL;
+            weights_unpack(w);
             return err_set(e, ERR_CANCELED, "packing the weights was canceled");
         }
     }
     return 0;
 }
 
-void weights_attach(struct weights *w, const void *memory, const struct hparams *hp)
+void weights_unpack(struct weights *w)
+{
+    mem_free_big(w->memory, w->packed_bytes);
+    w->data = w->memory = NULL;
+}
+
+void weights_attach(struct weights *w, const struct hparams *hp)
 {
     for (int i = 0; i < w->n_packed; i++)
-        w->packed[i].matrix->data = (const char *)memory + w->packed[i].offset;
+        w->packed[i].matrix->data = (const char *)w->data + w->packed[i].offset;
     for (int i = 0; i < w->n_layers; i++) {
         struct layer *l = &w->layers[i];
         if (l->gate_up.n_rows) {
@@ -218,7 +224,9 @@ void weights_attach(struct weights *w, const void *memory, const struct hparams 
 
 void weights_release(struct weights *w)
 {
-    mem_free_big(w->memory, w->packed_bytes);
+    weights_unpack(w);
+    if (w->mapping)
+        munmap(w->mapping, w->mapping_bytes);
     free(w->layers);
     free(w->packed);
     arena_release(&w->floats);

@@ -28,7 +28,10 @@ struct weights {
     struct weight *packed; /* in order of offset */
     int n_packed;
     size_t packed_bytes;
-    void *memory;        /* the packed matrices, 64-byte aligned */
+    void *memory;  /* where they were packed, NULL if mapped from a file */
+    void *mapping; /* the file, NULL if packed */
+    size_t mapping_bytes;
+    const void *data;    /* the packed matrices in one or the other, 64-byte aligned */
     struct arena floats; /* norms and biases */
 };
 
@@ -43,7 +46,10 @@ typedef bool weights_progress_fn(void *arg, size_t done_bytes, size_t total_byte
 int weights_pack(struct weights *w, struct pool *pool, weights_progress_fn *progress,
                  void *progress_arg, struct err *e);
 
-/* Says where the packed memory is, packed here or mapped from a file. */
-void weights_attach(struct weights *w, const void *memory, const struct hparams *hp);
+/* Frees what weights_pack made. */
+void weights_unpack(struct weights *w);
+
+/* Points the matrices into w->data. */
+void weights_attach(struct weights *w, const struct hparams *hp);
 
 void weights_release(struct weights *w);

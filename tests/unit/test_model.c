@@ -4,10 +4,12 @@
 #define _GNU_SOURCE /* memmem */
 #include "unit.h"
 
+#include <glob.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -329,6 +331,92 @@ static void test_isas_agree(void **state)
             run_users("tiny-llama", "q4_k_m", isas[i], 2, 96, 41);
 }
 
+/* --- the packed file ----------------------------------------------------------------------------
+ */
+
+static void logits_of(struct gguf *g, struct pool *pool, const char *dir, float *logits)
+{
+    static const int32_t tokens[] = {5, 300, 17, 42, 42, 9};
+    static const int32_t block = 0;
+    struct model *m;
+    struct kv_mem *kv;
+    struct err e = {0};
+    if (model_open(&m, g, &(struct model_opts){.pool = pool, .pack_dir = dir}, &e) ||
+        kv_mem_new(&kv, m, 1, &e))
+        fail_msg("%s", e.msg);
+    struct batch_seq s = {tokens, ARRAY_LEN(tokens), 0, &block, 1};
+    model_forward(m, kv, &s, 1, logits);
+    kv_mem_free(kv);
+    model_close(m);
+}
+
+/* The only file in dir; its name into path. Returns its size, 0 when there is none. */
+static off_t only_file(const char *dir, char *path, size_t size)
+{
+    glob_t found;
+    struct stat st = {0};
+    char pattern[64];
+    snprintf(pattern, sizeof pattern, "%s/*", dir);
+    if (glob(pattern, 0, NULL, &found) == 0) {
+        assert_int_equal(found.gl_pathc, 1);
+        snprintf(path, size, "%s", found.gl_pathv[0]);
+        assert_int_equal(stat(path, &st), 0);
+        globfree(&found);
+    }
+    return st.st_size;
+}
+
+static void damage(const char *path, off_t at)
+{
+    FILE *f = fopen(path, "r+e");
+    assert_non_null(f);
+    fseeko(f, at, SEEK_SET);
+    int c = fgetc(f);
+    fseeko(f, at, SEEK_SET);
+    fputc(c ^ 64, f);
+    fclose(f);
+}
+
+static void test_packed_file(void **state)
+{
+    struct gguf *g = make_file("tiny-llama", "q4_k_m");
+    struct pool *pool;
+    assert_int_equal(pool_new(&pool, 2, NULL), 0);
+    char dir[] = "/tmp/terrace-test-pack-XXXXXX", path[256];
+    assert_non_null(mkdtemp(dir));
+    float want[512], got[512];
+    logits_of(g, pool, NULL, want);
+
+    fault_set(FAULT_WRITE, 2); /* the disk is full: no file, and the model works */
+    logits_of(g, pool, dir, got);
+    fault_set(FAULT_WRITE, 0);
+    assert_memory_equal(got, want, sizeof want);
+    assert_int_equal(only_file(dir, path, sizeof path), 0);
+
+    for (int i = 0; i < 2; i++) { /* written, then read */
+        logits_of(g, pool, dir, got);
+        assert_memory_equal(got, want, sizeof want);
+    }
+    off_t size = only_file(dir, path, sizeof path);
+    assert_true(size > 100000);
+    const off_t places[] = {3, 9, 20, 60, 72 + 8, 72 + 30, size / 2, size - 1};
+    for (size_t i = 0; i <= ARRAY_LEN(places); i++) { /* damaged or cut: written anew */
+        if (i < ARRAY_LEN(places))
+            damage(path, places[i]);
+        else
+            assert_int_equal(truncate(path, size - 4096), 0);
+        logits_of(g, pool, dir, got);
+        assert_memory_equal(got, want, sizeof want);
+        assert_int_equal(only_file(dir, path, sizeof path), size);
+    }
+    logits_of(g, pool, path, got); /* not a directory */
+    assert_memory_equal(got, want, sizeof want);
+    unlink(path);
+    rmdir(dir);
+    gguf_close(g);
+    pool_free(pool);
+}
+
 /* --- files that are not models ------------------------------------------------------------------
  */
 
@@ -424,15 +512,11 @@ static void test_open_fails_cleanly(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_type),
-        cmocka_unit_test(test_long_context),
-        cmocka_unit_test(test_kv_types),
-        cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_batches),
-        cmocka_unit_test(test_shared_prefix),
-        cmocka_unit_test(test_isas_agree),
-        cmocka_unit_test(test_bad_files),
-        cmocka_unit_test(test_open_fails_cleanly),
+        cmocka_unit_test(test_every_type), cmocka_unit_test(test_long_context),
+        cmocka_unit_test(test_kv_types),   cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_batches),    cmocka_unit_test(test_shared_prefix),
+        cmocka_unit_test(test_isas_agree), cmocka_unit_test(test_packed_file),
+        cmocka_unit_test(test_bad_files),  cmocka_unit_test(test_open_fails_cleanly),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
