@@ -2,11 +2,12 @@
  * blocks, what state. Included once by each of them after
  *   ROWS    query rows taken at a time
  *   BLOCKS  KV blocks taken at a time
- *   struct work { q, s, acc, max, sum, first, last, ... } as used below
+ *   struct work { q, q_unit, s, acc, max, sum, first, last, ... } as used below
  * The file then defines what works on vectors: scores, soften, values, shrink_row. */
 
-/* A step is what one instruction multiplies: pairs of bf16, or single f32 numbers. */
-enum math { PAIRS, SINGLES };
+/* A step is what one instruction multiplies: pairs of bf16, pairs of 16-bit integers, or single f32
+ * numbers. Integers are 32767ths of the row's largest number. */
+enum math { PAIRS, WORDS, SINGLES };
 
 struct tile {
     const struct attention *a;
@@ -33,6 +34,29 @@ static inline uint32_t seen(int at, int lanes, int first, int last)
     return below_hi & ~below_lo;
 }
 
+/* One query row of `dim` numbers as steps: to[step * ROWS]. Returns what an integer step stands
+ * for. */
+static float load_query(enum math math, const float *q, int dim, float scale, uint32_t *to)
+{
+    float top = 0;
+    for (int d = 0; d < dim; d++)
+        top = fmaxf(top, fabsf(q[d] * scale));
+    float inverse = top > 0 ? 32767 / top : 0;
+    for (int d = 0; d < dim; d += 2) {
+        float x = q[d] * scale, y = q[d + 1] * scale;
+        if (math == PAIRS) {
+            to[d / 2 * ROWS] = f32_to_bf16(x) | (uint32_t)f32_to_bf16(y) << 16;
+        } else if (math == WORDS) {
+            uint32_t lo = (uint16_t)(int16_t)lrintf(x * inverse);
+            to[d / 2 * ROWS] = lo | (uint32_t)(uint16_t)(int16_t)lrintf(y * inverse) << 16;
+        } else {
+            memcpy(&to[d * ROWS], &x, 4);
+            memcpy(&to[(d + 1) * ROWS], &y, 4);
+        }
+    }
+    return top / 32767;
+}
+
 static void load_queries(const struct tile *t)
 {
     const struct attention *a = t->a;
@@ -43,15 +67,7 @@ static void load_queries(const struct tile *t)
         int token = a->tokens ? a->tokens[i] : i;
         const float *q =
             a->q + (size_t)token * a->q_stride + (size_t)((a->kv_head * a->group + g) * dim);
-        for (int d = 0; d < dim; d += 2) {
-            float x = q[d] * a->scale, y = q[d + 1] * a->scale;
-            if (t->math == PAIRS) {
-                w->q[d / 2][r] = f32_to_bf16(x) | (uint32_t)f32_to_bf16(y) << 16;
-            } else {
-                memcpy(&w->q[d][r], &x, 4);
-                memcpy(&w->q[d + 1][r], &y, 4);
-            }
-        }
+        w->q_unit[r] = load_query(t->math, q, dim, a->scale, &w->q[0][r]);
         w->last[r] = a->pos[i];
         w->first[r] = a->window && a->pos[i] >= a->window ? a->pos[i] - a->window + 1 : 0;
         w->max[r] = -INFINITY;

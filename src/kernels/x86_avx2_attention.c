@@ -16,7 +16,7 @@ struct work {
     float s[ROWS][CHUNK];
     float acc[ROWS][KERNEL_MAX_HEAD_DIM];
     float kv[KERNEL_MAX_HEAD_DIM * KV_BLOCK_TOKENS]; /* keys [dim][32] or values [32][dim] */
-    float max[ROWS], sum[ROWS];
+    float q_unit[ROWS], max[ROWS], sum[ROWS];
     int first[ROWS], last[ROWS]; /* positions that the row sees */
 };
 _Static_assert(sizeof(struct work) <= ATTENTION_SCRATCH, "scratch memory too small");

@@ -3,8 +3,9 @@
  * Query rows are taken ROWS at a time and KV positions CHUNK at a time. For a chunk: all scores,
  * then the online softmax of each row, then the weighted values, with sums in registers throughout.
  * Keys and values of BF16 blocks are multiplied as they lie, two dimensions or two positions an
- * instruction. Q8_0 blocks become BF16 on the way (whole numbers up to 127 are exact in it); their
- * scales go into scores and weights. F16 blocks are multiplied as f32. */
+ * instruction. Q8_0 blocks are multiplied as integers: queries and weights become 16-bit integers,
+ * finer than bf16, whose sums cannot leave 32 bits (256 * 127 * 32767 < 2^31). F16 blocks are
+ * multiplied as f32. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -20,10 +21,9 @@ enum { ROWS = 24, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
 
 struct work {
     _Alignas(64) uint32_t q[KERNEL_MAX_HEAD_DIM][ROWS]; /* [step][row], scale applied */
-    float s[ROWS][CHUNK]; /* scores, then weights: bf16 pairs or f32, 4 bytes for each step */
+    float s[ROWS][CHUNK]; /* scores, then weights: pairs or f32, 4 bytes for each step */
     float acc[ROWS][KERNEL_MAX_HEAD_DIM];
-    uint16_t k[KERNEL_MAX_HEAD_DIM * KV_BLOCK_TOKENS]; /* unpacked Q8_0 */
-    uint16_t v[BLOCKS][KERNEL_MAX_HEAD_DIM * KV_BLOCK_TOKENS];
+    float q_unit[ROWS], p_unit[ROWS]; /* what an integer query or weight stands for */
     float max[ROWS], sum[ROWS];
     int first[ROWS], last[ROWS]; /* positions that the row sees */
 };
@@ -34,36 +34,56 @@ _Static_assert(sizeof(struct work) <= ATTENTION_SCRATCH, "scratch memory too sma
 /* --- scores: rw rows by the 32 positions of a block
  * ----------------------------------------------- */
 
+/* Bytes of a step of 16 positions or dimensions. */
+INLINE int step_bytes(enum math math)
+{
+    return math == PAIRS ? 64 : 32;
+}
+
 INLINE __m512 step_of(enum math math, const uint8_t *p)
 {
     if (math == PAIRS)
         return _mm512_loadu_ps(p);
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+    __m256i half = _mm256_loadu_si256((const __m256i *)p);
+    return math == WORDS ? _mm512_castsi512_ps(_mm512_cvtepi8_epi16(half)) : _mm512_cvtph_ps(half);
 }
 
+/* acc is of 32-bit integers for WORDS. */
 INLINE __m512 multiply(enum math math, __m512 acc, __m512 a, uint32_t both)
 {
-    __m512i b = _mm512_set1_epi32((int)both);
+    __m512 b = _mm512_castsi512_ps(_mm512_set1_epi32((int)both));
     if (math == PAIRS)
         return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
-    return _mm512_fmadd_ps(a, _mm512_castsi512_ps(b), acc);
+    if (math == WORDS) {
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+        return acc;
+    }
+    return _mm512_fmadd_ps(a, b, acc);
 }
 
+INLINE __m512 sum_of(enum math math, __m512 a, __m512 b)
+{
+    if (math != WORDS)
+        return _mm512_add_ps(a, b);
+    __m512i sum = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b));
+    return _mm512_cvtepi32_ps(sum);
+}
+
+/* ahead: the keys of the next block; the processor itself finds the values, which follow the keys.
+ */
 INLINE void score_block(enum math math, int rw, const uint8_t *k, const uint32_t *q, int dim,
                         float *s, const char *ahead)
 {
-    int bytes = math == PAIRS ? 64 : 32; /* of 16 positions */
-    int steps = math == PAIRS ? dim / 2 : dim;
+    int bytes = step_bytes(math), steps = math == SINGLES ? dim : dim / 2;
     __m512 acc[2][8], odd[2][8]; /* odd: a second chain where there are few rows */
     UNROLL
     for (int r = 0; r < rw; r++)
         acc[0][r] = acc[1][r] = odd[0][r] = odd[1][r] = _mm512_setzero_ps();
     for (int i = 0; i < steps; i += 2, k += 4 * bytes, q += 2 * ROWS) {
-        _mm_prefetch(ahead, _MM_HINT_T0);
-        _mm_prefetch(ahead + 64, _MM_HINT_T0);
+        if (rw < 8)
+            for (int f = 0; f < 4 * bytes; f += 64)
+                _mm_prefetch(ahead + f, _MM_HINT_T0);
         ahead += 4 * bytes;
-        _mm_prefetch(ahead - 2 * bytes, _MM_HINT_T0);
-        _mm_prefetch(ahead - bytes, _MM_HINT_T0);
         UNROLL
         for (int h = 0; h < 2; h++) {
             __m512 even = step_of(math, k + h * bytes), next = step_of(math, k + (2 + h) * bytes);
@@ -79,8 +99,8 @@ INLINE void score_block(enum math math, int rw, const uint8_t *k, const uint32_t
     }
     UNROLL
     for (int r = 0; r < rw; r++) {
-        _mm512_storeu_ps(s + r * CHUNK, _mm512_add_ps(acc[0][r], odd[0][r]));
-        _mm512_storeu_ps(s + r * CHUNK + 16, _mm512_add_ps(acc[1][r], odd[1][r]));
+        _mm512_storeu_ps(s + r * CHUNK, sum_of(math, acc[0][r], odd[0][r]));
+        _mm512_storeu_ps(s + r * CHUNK + 16, sum_of(math, acc[1][r], odd[1][r]));
     }
 }
 
@@ -90,6 +110,7 @@ INLINE void score_block(enum math math, int rw, const uint8_t *k, const uint32_t
 struct values {
     const uint8_t *v[BLOCKS]; /* blocks of values, at the first of the nv vectors */
     const float *p;           /* weights of the first row */
+    const float *unit;        /* what an integer weight of each row stands for */
     float *acc;               /* of the first row */
     int n;                    /* positions */
     size_t stride;            /* bytes from a step to the next */
@@ -97,19 +118,20 @@ struct values {
 
 INLINE void value_chunk(enum math math, int rv, int nv, const struct values *x)
 {
-    int bytes = math == PAIRS ? 64 : 32, each = math == PAIRS ? 2 : 1;
+    int bytes = step_bytes(math), each = math == SINGLES ? 1 : 2;
     __m512 acc[4][8];
     UNROLL
     for (int r = 0; r < rv; r++)
         UNROLL
     for (int i = 0; i < nv; i++)
-        acc[r][i] = _mm512_loadu_ps(x->acc + r * KERNEL_MAX_HEAD_DIM + 16 * i);
+        acc[r][i] = math == WORDS ? _mm512_setzero_ps()
+                                  : _mm512_loadu_ps(x->acc + r * KERNEL_MAX_HEAD_DIM + 16 * i);
     const uint32_t *p = (const uint32_t *)x->p;
-    int steps = x->n / each;
+    int steps = math == WORDS ? (x->n + 1) / 2 : x->n / each;
     for (int b = 0; b * KV_BLOCK_TOKENS < x->n; b++) {
         const uint8_t *v = x->v[b];
-        int end =
-            (b + 1) * KV_BLOCK_TOKENS / each < steps ? (b + 1) * KV_BLOCK_TOKENS / each : steps;
+        int end = (b + 1) * KV_BLOCK_TOKENS / each;
+        end = end < steps ? end : steps;
         for (int i = b * KV_BLOCK_TOKENS / each; i < end; i++, v += x->stride, p++)
             UNROLL
         for (int j = 0; j < nv; j++) {
@@ -130,8 +152,13 @@ INLINE void value_chunk(enum math math, int rv, int nv, const struct values *x)
     UNROLL
     for (int r = 0; r < rv; r++)
         UNROLL
-    for (int i = 0; i < nv; i++)
-        _mm512_storeu_ps(x->acc + r * KERNEL_MAX_HEAD_DIM + 16 * i, acc[r][i]);
+    for (int i = 0; i < nv; i++) {
+        float *to = x->acc + r * KERNEL_MAX_HEAD_DIM + 16 * i;
+        if (math == WORDS)
+            acc[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(acc[r][i])),
+                                        _mm512_set1_ps(x->unit[r]), _mm512_loadu_ps(to));
+        _mm512_storeu_ps(to, acc[r][i]);
+    }
 }
 
 /* --- one function for each shape
@@ -158,10 +185,14 @@ INLINE void value_chunk(enum math math, int rv, int nv, const struct values *x)
     X(__VA_ARGS__, 7)                                                                              \
     X(__VA_ARGS__, 8)
 UP_TO_8(SCORE, PAIRS)
+UP_TO_8(SCORE, WORDS)
 UP_TO_8(SCORE, SINGLES)
 UP_TO_8(VALUE, PAIRS, 1)
 UP_TO_8(VALUE, PAIRS, 2)
 UP_TO_8(VALUE, PAIRS, 3)
+UP_TO_8(VALUE, WORDS, 1)
+UP_TO_8(VALUE, WORDS, 2)
+UP_TO_8(VALUE, WORDS, 3)
 UP_TO_8(VALUE, SINGLES, 1)
 UP_TO_8(VALUE, SINGLES, 2)
 UP_TO_8(VALUE, SINGLES, 3)
@@ -170,36 +201,33 @@ typedef void score_fn(const uint8_t *k, const uint32_t *q, int dim, float *s, co
 typedef void value_fn(const struct values *x);
 #define SCORE_NAME(math, rw)     score_##math##_##rw,
 #define VALUE_NAME(math, rv, nv) value_##math##_##rv##_##nv,
-static score_fn *const score_fns[2][8] = {{UP_TO_8(SCORE_NAME, PAIRS)},
-                                          {UP_TO_8(SCORE_NAME, SINGLES)}};
-enum { VALUE_ROWS = 3, VALUE_VECTORS = 8 };
-static value_fn *const value_fns[2][VALUE_ROWS][VALUE_VECTORS] = {
-    {{UP_TO_8(VALUE_NAME, PAIRS, 1)},
-     {UP_TO_8(VALUE_NAME, PAIRS, 2)},
-     {UP_TO_8(VALUE_NAME, PAIRS, 3)}},
-    {{UP_TO_8(VALUE_NAME, SINGLES, 1)},
-     {UP_TO_8(VALUE_NAME, SINGLES, 2)},
-     {UP_TO_8(VALUE_NAME, SINGLES, 3)}},
-};
+#define VALUE_NAMES(math)                                                                          \
+    {                                                                                              \
+        {UP_TO_8(VALUE_NAME, math, 1)}, {UP_TO_8(VALUE_NAME, math, 2)},                            \
+        {                                                                                          \
+            UP_TO_8(VALUE_NAME, math, 3)                                                           \
+        }                                                                                          \
+    }
+enum { SCORE_ROWS = 8, VALUE_ROWS = 3, VALUE_VECTORS = 8 };
+static score_fn *const score_fns[][SCORE_ROWS] = {[PAIRS] = {UP_TO_8(SCORE_NAME, PAIRS)},
+                                                  [WORDS] = {UP_TO_8(SCORE_NAME, WORDS)},
+                                                  [SINGLES] = {UP_TO_8(SCORE_NAME, SINGLES)}};
+static value_fn *const value_fns[][VALUE_ROWS][VALUE_VECTORS] = {
+    [PAIRS] = VALUE_NAMES(PAIRS), [WORDS] = VALUE_NAMES(WORDS), [SINGLES] = VALUE_NAMES(SINGLES)};
 
 /* --- the parts of a tile
  * -------------------------------------------------------------------------- */
-
-/* n numbers of 8 bits (a multiple of 64) as bf16. */
-static void bytes_to_bf16(const uint8_t *from, int n, uint16_t *to)
-{
-    for (int i = 0; i < n; i += 32) {
-        __m512i lo = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + i)));
-        __m512i hi = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + i + 16)));
-        __m512bh both = _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(hi), _mm512_cvtepi32_ps(lo));
-        _mm512_storeu_si512(to + i, (__m512i)both);
-    }
-}
 
 INLINE __m512 scales_at(const struct attention *a, const uint8_t *head, int which, int slot)
 {
     const uint8_t *p = head + 2 * kv_half_bytes(a->kv) + which * 2 * KV_BLOCK_TOKENS + 2 * slot;
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+/* The keys that are read after those at table index i. */
+static const char *next_keys(const struct attention *a, int i)
+{
+    return (const char *)kv_head(a, i + 1 < a->block_end ? i + 1 : i);
 }
 
 static void scores(const struct tile *t, int b, int n)
@@ -208,24 +236,20 @@ static void scores(const struct tile *t, int b, int n)
     struct work *w = t->w;
     int dim = a->kv->head_dim;
     for (int j = 0; j < n; j++) {
-        const uint8_t *head = kv_head(a, b + j), *k = head;
-        const char *ahead = kv_head(a, b + j + 1 < a->block_end ? b + j + 1 : b + j);
-        if (a->kv->type == KV_Q8_0) {
-            bytes_to_bf16(head, dim * KV_BLOCK_TOKENS, w->k);
-            k = (const uint8_t *)w->k;
+        const uint8_t *head = kv_head(a, b + j);
+        for (int r = 0; r < t->rows; r += SCORE_ROWS) {
+            int rw = t->rows - r < SCORE_ROWS ? t->rows - r : SCORE_ROWS;
+            score_fns[t->math][rw - 1](head, &w->q[0][r], dim, w->s[r] + j * KV_BLOCK_TOKENS,
+                                       next_keys(a, b + j));
         }
-        for (int r = 0; r < t->rows; r += 8) {
-            int rw = t->rows - r < 8 ? t->rows - r : 8;
-            score_fns[t->math][rw - 1](k, &w->q[0][r], dim, w->s[r] + j * KV_BLOCK_TOKENS, ahead);
-        }
-        if (a->kv->type == KV_Q8_0)
-            for (int h = 0; h < 2; h++) {
-                __m512 scale = scales_at(a, head, 0, 16 * h);
-                for (int r = 0; r < t->rows; r++) {
-                    float *s = w->s[r] + j * KV_BLOCK_TOKENS + 16 * h;
-                    _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), scale));
-                }
+        for (int h = 0; h < 2 && t->math == WORDS; h++) {
+            __m512 scale = scales_at(a, head, 0, 16 * h);
+            for (int r = 0; r < t->rows; r++) {
+                float *s = w->s[r] + j * KV_BLOCK_TOKENS + 16 * h;
+                __m512 unit = _mm512_mul_ps(scale, _mm512_set1_ps(w->q_unit[r]));
+                _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), unit));
             }
+        }
     }
 }
 
@@ -252,59 +276,85 @@ static void shrink_row(float *acc, int dim, float factor)
         _mm512_storeu_ps(acc + d, _mm512_mul_ps(_mm512_loadu_ps(acc + d), _mm512_set1_ps(factor)));
 }
 
-static void soften(const struct tile *t, int r, int b, int n)
+/* The 16 positions of a chunk from i on that the row sees; first and last count from the chunk. */
+INLINE __mmask16 mask_at(int i, int first, int last)
 {
-    const struct attention *a = t->a;
+    if (first <= i && last >= i + 15)
+        return 0xffff;
+    return (__mmask16)seen(i, 16, first, last);
+}
+
+/* The largest score of the row in this chunk and before; the state shrinks to it. */
+static float raise_max(const struct tile *t, int r, int positions, int first, int last)
+{
     struct work *w = t->w;
-    float *s = w->s[r];
-    int at = b * KV_BLOCK_TOKENS, first = w->first[r], last = w->last[r];
     __m512 top = _mm512_set1_ps(-INFINITY);
-    for (int i = 0; i < n * KV_BLOCK_TOKENS; i += 16)
-        top = _mm512_mask_max_ps(top, (__mmask16)seen(at + i, 16, first, last), top,
-                                 _mm512_loadu_ps(s + i));
+    for (int i = 0; i < positions; i += 16)
+        top = _mm512_mask_max_ps(top, mask_at(i, first, last), top, _mm512_loadu_ps(w->s[r] + i));
     float max = fmaxf(w->max[r], _mm512_reduce_max_ps(top));
     if (max > w->max[r]) {
         float factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(w->max[r] - max)));
-        shrink_row(w->acc[r], a->kv->head_dim, factor);
+        shrink_row(w->acc[r], t->a->kv->head_dim, factor);
         w->sum[r] *= factor;
         w->max[r] = max;
     }
+    return max;
+}
+
+/* Weights in place as pairs of integers, for values of 8 bits: their scales go into the weights. */
+static void weights_to_words(const struct tile *t, int r, int b, int positions)
+{
+    struct work *w = t->w;
+    float *s = w->s[r];
+    __m512 top = _mm512_setzero_ps();
+    for (int i = 0; i < positions; i += 16) {
+        const uint8_t *head = kv_head(t->a, b + i / KV_BLOCK_TOKENS);
+        __m512 p = _mm512_loadu_ps(s + i);
+        __mmask16 mask = _mm512_cmp_ps_mask(p, _mm512_setzero_ps(), _CMP_GT_OQ);
+        p = _mm512_maskz_mul_ps(mask, p, scales_at(t->a, head, 1, i % KV_BLOCK_TOKENS));
+        top = _mm512_max_ps(top, p);
+        _mm512_storeu_ps(s + i, p);
+    }
+    float max = _mm512_reduce_max_ps(top);
+    __m512 inverse = _mm512_set1_ps(max > 0 ? 32767 / max : 0);
+    for (int i = 0; i < positions; i += 16) {
+        __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s + i), inverse));
+        _mm256_storeu_si256((__m256i *)(s + i / 2), _mm512_cvtepi32_epi16(p));
+    }
+    w->p_unit[r] = max / 32767;
+}
+
+static void soften(const struct tile *t, int r, int b, int n)
+{
+    struct work *w = t->w;
+    float *s = w->s[r];
+    int positions = n * KV_BLOCK_TOKENS;
+    int first = w->first[r] - b * KV_BLOCK_TOKENS, last = w->last[r] - b * KV_BLOCK_TOKENS;
+    __m512 max = _mm512_set1_ps(raise_max(t, r, positions, first, last));
     __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < n * KV_BLOCK_TOKENS; i += 32) {
-        __m512 p[2];
-        for (int h = 0; h < 2; h++) {
-            __mmask16 mask = (__mmask16)seen(at + i + 16 * h, 16, first, last);
-            __m512 x = _mm512_sub_ps(_mm512_loadu_ps(s + i + 16 * h), _mm512_set1_ps(max));
-            p[h] = _mm512_maskz_mov_ps(mask, exponential(x));
-            sum = _mm512_add_ps(sum, p[h]);
-            if (a->kv->type == KV_Q8_0) {
-                const uint8_t *head = kv_head(a, b + i / KV_BLOCK_TOKENS);
-                p[h] = _mm512_maskz_mul_ps(mask, p[h], scales_at(a, head, 1, 16 * h));
-            }
-        }
+    for (int i = 0; i < positions; i += 32) {
+        __m512 x = exponential(_mm512_sub_ps(_mm512_loadu_ps(s + i), max));
+        __m512 y = exponential(_mm512_sub_ps(_mm512_loadu_ps(s + i + 16), max));
+        x = _mm512_maskz_mov_ps(mask_at(i, first, last), x);
+        y = _mm512_maskz_mov_ps(mask_at(i + 16, first, last), y);
+        sum = _mm512_add_ps(sum, _mm512_add_ps(x, y));
         if (t->math == PAIRS) {
-            _mm512_storeu_si512(s + i / 2, (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
+            _mm512_storeu_si512(s + i / 2, (__m512i)_mm512_cvtne2ps_pbh(y, x));
         } else {
-            _mm512_storeu_ps(s + i, p[0]);
-            _mm512_storeu_ps(s + i + 16, p[1]);
+            _mm512_storeu_ps(s + i, x);
+            _mm512_storeu_ps(s + i + 16, y);
         }
     }
     w->sum[r] += _mm512_reduce_add_ps(sum);
+    if (t->math == WORDS)
+        weights_to_words(t, r, b, positions);
 }
 
 static void values(const struct tile *t, int b, int n, int last)
 {
     const struct attention *a = t->a;
     struct work *w = t->w;
-    int dim = a->kv->head_dim, bytes = t->math == PAIRS ? 64 : 32;
-    const uint8_t *v[BLOCKS];
-    for (int j = 0; j < n; j++) {
-        v[j] = (const uint8_t *)kv_head(a, b + j) + kv_half_bytes(a->kv);
-        if (a->kv->type == KV_Q8_0) {
-            bytes_to_bf16(v[j], dim * KV_BLOCK_TOKENS, w->v[j]);
-            v[j] = (const uint8_t *)w->v[j];
-        }
-    }
+    int dim = a->kv->head_dim, bytes = step_bytes(t->math);
     int positions = last + 1 - b * KV_BLOCK_TOKENS;
     if (positions > n * KV_BLOCK_TOKENS)
         positions = n * KV_BLOCK_TOKENS;
@@ -313,16 +363,18 @@ static void values(const struct tile *t, int b, int n, int last)
             int nv = dim / 16 - i < VALUE_VECTORS ? dim / 16 - i : VALUE_VECTORS;
             int rv = t->rows - r < VALUE_ROWS ? t->rows - r : VALUE_ROWS;
             struct values x = {.p = w->s[r],
+                               .unit = &w->p_unit[r],
                                .acc = w->acc[r] + 16 * i,
                                .n = positions,
                                .stride = (size_t)(dim / 16 * bytes)};
             for (int j = 0; j < n; j++)
-                x.v[j] = v[j] + i * bytes;
+                x.v[j] = (const uint8_t *)kv_head(a, b + j) + kv_half_bytes(a->kv) + i * bytes;
             value_fns[t->math][rv - 1][nv - 1](&x);
         }
 }
 
 void avx512_attention(const struct attention *a, void *scratch)
 {
-    run_attention(a, scratch, a->kv->type == KV_F16 ? SINGLES : PAIRS);
+    static const enum math math[] = {[KV_BF16] = PAIRS, [KV_F16] = SINGLES, [KV_Q8_0] = WORDS};
+    run_attention(a, scratch, math[a->kv->type]);
 }
