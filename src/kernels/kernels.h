@@ -155,6 +155,9 @@ size_t attention_scratch_bytes(const struct kv_layout *kv);
  * from n_rot on stay. */
 enum rope_style { ROPE_NORM, ROPE_NEOX };
 
+struct lora_shrink;
+struct lora_expand;
+
 struct kernels {
     const char *name; /* "avx512" "avxvnni" "avx2" "scalar" */
 
@@ -183,6 +186,12 @@ struct kernels {
     /* In place on n_heads heads of head_dim floats. */
     void (*rope)(float *x, int n_heads, int head_dim, int n_rot, const float *cos_sin,
                  enum rope_style style);
+
+    /* Low-rank products, see lora.h. Panels [panel_begin, panel_end) of A make their numbers of h;
+     * rows [row_begin, row_end) of B h are added to the output, row_begin a multiple of LORA_TILE,
+     * row_end too or n_rows. */
+    void (*lora_shrink)(const struct lora_shrink *s, int panel_begin, int panel_end);
+    void (*lora_expand)(const struct lora_expand *x, int row_begin, int row_end);
 
     void (*add)(float *x, const float *y, int n);           /* x += y */
     void (*axpy)(float *x, float a, const float *y, int n); /* x += a y */

@@ -18,4 +18,6 @@ void scalar_add(float *x, const float *y, int n);
 void scalar_axpy(float *x, float a, const float *y, int n);
 void scalar_silu_mul(const float *gate, const float *up, int n, float *out);
 void scalar_softmax(float *x, int n);
+void scalar_lora_shrink(const struct lora_shrink *s, int panel_begin, int panel_end);
+void scalar_lora_expand(const struct lora_expand *x, int row_begin, int row_end);
 int64_t scalar_dot_rounds(int64_t rounds);

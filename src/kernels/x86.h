@@ -4,6 +4,8 @@
 #include "kernels/kernels.h"
 
 void avx2_matmul(const struct matmul *m, int tile_begin, int tile_end);
+void avx2_lora_shrink(const struct lora_shrink *s, int panel_begin, int panel_end);
+void avx2_lora_expand(const struct lora_expand *x, int row_begin, int row_end);
 int64_t avx2_dot_rounds(int64_t rounds);
 void avx2_act_fill(const struct act *a, const float *x, size_t x_stride, int ith, int nth);
 void avx2_rmsnorm(const float *x, const float *weight, float eps, int n, float *out);
@@ -24,4 +26,6 @@ int64_t avxvnni_dot_rounds(int64_t rounds);
 
 void avx512_matmul(const struct matmul *m, int tile_begin, int tile_end);
 void avx512_attention(const struct attention *a, void *scratch);
+void avx512_lora_shrink(const struct lora_shrink *s, int panel_begin, int panel_end);
+void avx512_lora_expand(const struct lora_expand *x, int row_begin, int row_end);
 int64_t avx512_dot_rounds(int64_t rounds);
