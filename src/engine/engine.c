@@ -10,8 +10,8 @@
 #include "base/log.h"
 #include "base/map.h"
 #include "base/mem.h"
+#include "engine/blocks.h"
 #include "engine/draft.h"
-#include "engine/prefix.h"
 #include "engine/sampler.h"
 #include "engine/sched.h"
 #include "engine/seq.h"
@@ -41,8 +41,7 @@ struct engine {
     int n_eog;
 
     /* the engine thread's own */
-    struct kv kv;
-    struct prefix prefix;
+    struct blocks blocks;
     struct sched sched;
     struct sampler sampler;
     struct seq *seqs; /* every sequence that was taken in and is not over */
@@ -51,7 +50,6 @@ struct engine {
     float *logits;
     int n_rows; /* of n_vocab floats in logits */
     struct token_logprob logprobs[21];
-    int32_t *found;  /* [n_blocks] scratch of admit */
     int32_t *banned; /* scratch of sample */
     int cap_banned;
     struct engine_event *events, **events_end;
@@ -73,11 +71,6 @@ static struct seq *seq_of(struct sched_item *item)
     return (struct seq *)item;
 }
 
-static struct str salt_of(const struct seq *q)
-{
-    return (struct str){q->salt.data, q->salt.len};
-}
-
 static struct str id_key(const uint64_t *id)
 {
     return (struct str){(const char *)id, sizeof *id};
@@ -85,118 +78,23 @@ static struct str id_key(const uint64_t *id)
 
 /* Blocks: what the scheduler asks for. */
 
-static int common(const int32_t *a, const int32_t *b, int n)
-{
-    int i = 0;
-    while (i < n && a[i] == b[i])
-        i++;
-    return i;
-}
-
-/* Whether a sequence of this step is about to compute at least a block more of q's prompt than the
- * `known` tokens: then q waits for it rather than compute the same again. */
-static bool is_being_computed(const struct engine *g, const struct seq *q, int known)
-{
-    for (int i = 0; i < g->sched.n_plan; i++) {
-        const struct seq *p = seq_of(g->sched.plan[i]);
-        if (p->item.n_tokens - p->item.n_computed == 1 || !str_eq(salt_of(p), salt_of(q)))
-            continue;
-        int most = p->item.n_tokens < q->item.n_tokens ? p->item.n_tokens : q->item.n_tokens - 1;
-        if (common(p->tokens, q->tokens, most) - known >= g->kv.block_tokens)
-            return true;
-    }
-    return false;
-}
-
-/* Takes references to what was found, or gives them back. The partial block is held only until its
- * content is copied. */
-static void hold(struct engine *g, const struct prefix_match *m)
-{
-    for (int i = 0; i < m->n_full; i++)
-        prefix_ref(&g->prefix, g->found[i]);
-    if (m->n_partial)
-        prefix_ref(&g->prefix, m->partial);
-}
-
-static void let_go(struct engine *g, const struct prefix_match *m)
-{
-    if (m->n_partial)
-        prefix_unref(&g->prefix, m->partial);
-    for (int i = m->n_full; i-- > 0;)
-        prefix_unref(&g->prefix, g->found[i]);
-}
-
 static enum sched_answer admit(void *ctx, struct sched_item *item, int reserve)
 {
     struct engine *g = ctx;
-    struct seq *q = seq_of(item);
-    /* at least one token is computed: its logits are the answer's beginning */
-    struct prefix_match m =
-        prefix_find(&g->prefix, salt_of(q), q->tokens, item->n_tokens - 1, g->found);
-    int known = m.n_full * g->kv.block_tokens + m.n_partial;
-    if (g->o.prefix_cache && is_being_computed(g, q, known))
-        return SCHED_WAIT;
-    int fresh = kv_blocks_for(&g->kv, item->n_tokens) - m.n_full;
-    hold(g, &m);
-    if (m.n_partial && prefix_available(&g->prefix) < fresh + reserve) {
-        /* the block to copy from may be the one that is missing */
-        prefix_unref(&g->prefix, m.partial);
-        known -= m.n_partial;
-        m.n_partial = 0;
-    }
-    if (prefix_available(&g->prefix) < fresh + reserve) {
-        let_go(g, &m);
-        return SCHED_FULL;
-    }
-    for (int i = 0; i < m.n_full; i++)
-        kv_table_add(&q->table, g->found[i]);
-    for (int i = 0; i < fresh; i++)
-        kv_table_add(&q->table, prefix_take(&g->prefix));
-    if (m.n_partial) {
-        g->o.model.copy_block(g->o.model.ctx, q->table.blocks[m.n_full], m.partial, m.n_partial);
-        prefix_unref(&g->prefix, m.partial);
-    }
-    item->n_computed = known;
-    if (!q->started)
-        q->cached_tokens = known;
-    return SCHED_OK;
+    return blocks_admit(&g->blocks, seq_of(item), g->sched.plan, g->sched.n_plan, reserve);
 }
 
 static bool grow(void *ctx, struct sched_item *item, int n_tokens)
 {
-    struct engine *g = ctx;
-    struct seq *q = seq_of(item);
-    while (q->table.n < kv_blocks_for(&g->kv, n_tokens)) {
-        int32_t block = prefix_take(&g->prefix);
-        if (block < 0)
-            return false;
-        kv_table_add(&q->table, block);
-    }
-    return true;
+    return blocks_grow(&((struct engine *)ctx)->blocks, seq_of(item), n_tokens);
 }
 
 static void drop(void *ctx, struct sched_item *item)
 {
-    struct engine *g = ctx;
-    struct seq *q = seq_of(item);
-    while (q->table.n)
-        prefix_unref(&g->prefix, q->table.blocks[--q->table.n]);
-    item->n_computed = 0;
+    blocks_drop(&((struct engine *)ctx)->blocks, seq_of(item));
 }
 
 static const struct sched_ops block_ops = {.admit = admit, .grow = grow, .drop = drop};
-
-/* Tells the prefix cache what positions from .. to-1 of q hold. */
-static void publish(struct engine *g, struct seq *q, int from, int to)
-{
-    int size = g->kv.block_tokens;
-    for (int i = from / size; i * size < to; i++) {
-        int n = to - i * size < size ? to - i * size : size;
-        int32_t parent = i ? q->table.blocks[i - 1] : -1;
-        q->table.blocks[i] =
-            prefix_put(&g->prefix, salt_of(q), parent, q->table.blocks[i], q->tokens + i * size, n);
-    }
-}
 
 /* The life of a sequence on the engine thread. */
 
@@ -236,7 +134,7 @@ static void retire(struct engine *g, struct seq *q)
     if (!q->started)
         atomic_fetch_sub(&g->n_queued, 1);
     sched_remove(&g->sched, &q->item);
-    drop(g, &q->item);
+    blocks_drop(&g->blocks, q);
     map_del(&g->by_id, id_key(&q->id));
     *(q->prev ? &q->prev->next : &g->seqs) = q->next;
     if (q->next)
@@ -317,7 +215,8 @@ static void schedule(struct engine *g)
         return;
     struct seq *q = seq_of(g->sched.stuck);
     err_set(&q->err, ERR_LIMIT, "the request needs %d KV blocks, of %d only %d can be freed",
-            kv_blocks_for(&g->kv, q->item.n_tokens), g->kv.n_blocks, prefix_available(&g->prefix));
+            kv_blocks_for(&g->blocks.kv, q->item.n_tokens), g->blocks.kv.n_blocks,
+            prefix_available(&g->blocks.prefix));
     end(g, q, FINISH_ERROR);
 }
 
@@ -424,7 +323,7 @@ static void commit(struct engine *g)
         if (n_rows)
             sample_rows(g, q, row, n_rows);
         row += (size_t)n_rows * (size_t)g->limits.n_vocab;
-        publish(g, q, from, q->item.n_computed);
+        blocks_publish(&g->blocks, q, from, q->item.n_computed);
         if (q->finish)
             retire(g, q);
         else
@@ -452,12 +351,12 @@ static void publish_stats(struct engine *g)
     struct engine_stats s = g->count;
     s.running = g->sched.running.n;
     s.waiting = g->sched.waiting.n;
-    s.blocks_total = g->kv.n_blocks;
-    s.blocks_free = g->kv.n_free;
-    s.blocks_cached = g->kv.n_cached;
-    s.blocks_held = kv_held(&g->kv);
+    s.blocks_total = g->blocks.kv.n_blocks;
+    s.blocks_free = g->blocks.kv.n_free;
+    s.blocks_cached = g->blocks.kv.n_cached;
+    s.blocks_held = kv_held(&g->blocks.kv);
     s.preemptions = g->sched.n_preemptions;
-    s.evictions = g->prefix.n_evicted;
+    s.evictions = g->blocks.prefix.n_evicted;
     pthread_mutex_lock(&g->lock);
     g->snapshot = s;
     pthread_mutex_unlock(&g->lock);
@@ -474,17 +373,11 @@ static bool deliver(struct engine *g)
     return list != NULL;
 }
 
-/* The promise of kv.h, over everything that holds blocks. */
 static void check_accounts(const struct engine *g)
 {
     struct err e = {0};
-    int32_t *refs = xcalloc((size_t)g->kv.n_blocks, sizeof *refs);
-    for (const struct seq *q = g->seqs; q; q = q->next)
-        for (int i = 0; i < q->table.n; i++)
-            refs[q->table.blocks[i]]++;
-    if (!kv_check(&g->kv, refs, &e) || !prefix_check(&g->prefix, &e) || !sched_check(&g->sched, &e))
+    if (!blocks_check(&g->blocks, g->seqs, &e) || !sched_check(&g->sched, &e))
         BUG("%s", e.msg);
-    free(refs);
 }
 
 bool engine_step(struct engine *g)
@@ -617,14 +510,12 @@ static void init_sync(struct engine *g)
 static void release(struct engine *g)
 {
     sched_release(&g->sched);
-    prefix_release(&g->prefix);
-    kv_release(&g->kv);
+    blocks_release(&g->blocks);
     sampler_release(&g->sampler);
     map_release(&g->by_id);
     free(g->eog);
     free(g->batch);
     free(g->logits);
-    free(g->found);
     free(g->banned);
     pthread_cond_destroy(&g->wake);
     pthread_mutex_destroy(&g->lock);
@@ -644,13 +535,11 @@ int engine_new(struct engine **out, const struct engine_opts *o, struct err *e)
     g->limits = (struct seq_limits){.n_vocab = m->n_vocab,
                                     .n_ctx = positions < m->n_ctx ? (int)positions : m->n_ctx};
     g->events_end = &g->events;
-    kv_init(&g->kv, m->n_blocks, KV_BLOCK_TOKENS);
-    prefix_init(&g->prefix, &g->kv, g->o.prefix_cache);
+    blocks_init(&g->blocks, m, g->o.prefix_cache);
     sched_init(&g->sched, &block_ops, g, g->o.max_running, m->max_batch_tokens, g->o.step_ms);
     g->sched.spec_tokens = g->o.spec_tokens;
     sampler_init(&g->sampler, m->n_vocab);
     g->batch = xcalloc((size_t)g->o.max_running, sizeof *g->batch);
-    g->found = xcalloc((size_t)m->n_blocks, sizeof *g->found);
     list_eog(g);
     init_sync(g);
     publish_stats(g);

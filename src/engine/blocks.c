@@ -1,0 +1,196 @@
+#include "engine/blocks.h"
+
+#include <stdlib.h>
+
+#include "base/mem.h"
+
+struct pin {
+    struct pin *next;
+    uint64_t id;
+    struct kv_table table;
+    int n_tokens;
+};
+
+void blocks_init(struct blocks *b, const struct engine_model *model, bool prefix_cache)
+{
+    *b = (struct blocks){.model = model};
+    kv_init(&b->kv, model->n_blocks, KV_BLOCK_TOKENS);
+    prefix_init(&b->prefix, &b->kv, prefix_cache);
+    b->found = xcalloc((size_t)model->n_blocks, sizeof *b->found);
+}
+
+void blocks_release(struct blocks *b)
+{
+    while (b->pins)
+        blocks_unpin(b, b->pins->id);
+    prefix_release(&b->prefix);
+    kv_release(&b->kv);
+    free(b->found);
+    *b = (struct blocks){0};
+}
+
+/* Admission. */
+
+static struct str salt_of(const struct seq *q)
+{
+    return (struct str){q->salt.data, q->salt.len};
+}
+
+static int common(const int32_t *a, const int32_t *b, int n)
+{
+    int i = 0;
+    while (i < n && a[i] == b[i])
+        i++;
+    return i;
+}
+
+/* Whether a sequence of this step is about to compute at least a block more of q's prompt than the
+ * `known` tokens: then q waits for it rather than compute the same again. */
+static bool is_being_computed(const struct blocks *b, struct sched_item *const *plan, int n_plan,
+                              const struct seq *q, int known)
+{
+    for (int i = 0; i < n_plan; i++) {
+        const struct seq *p = (const struct seq *)plan[i];
+        if (p->item.n_tokens - p->item.n_computed == 1 || !str_eq(salt_of(p), salt_of(q)))
+            continue;
+        int most = p->item.n_tokens < q->item.n_tokens ? p->item.n_tokens : q->item.n_tokens - 1;
+        if (common(p->tokens, q->tokens, most) - known >= b->kv.block_tokens)
+            return true;
+    }
+    return false;
+}
+
+/* Takes references to what was found, or gives them back. The partial block is held only until its
+ * content is copied. */
+static void hold(struct blocks *b, const struct prefix_match *m)
+{
+    for (int i = 0; i < m->n_full; i++)
+        prefix_ref(&b->prefix, b->found[i]);
+    if (m->n_partial)
+        prefix_ref(&b->prefix, m->partial);
+}
+
+static void let_go(struct blocks *b, const struct prefix_match *m)
+{
+    if (m->n_partial)
+        prefix_unref(&b->prefix, m->partial);
+    for (int i = m->n_full; i-- > 0;)
+        prefix_unref(&b->prefix, b->found[i]);
+}
+
+enum sched_answer blocks_admit(struct blocks *b, struct seq *q, struct sched_item *const *plan,
+                               int n_plan, int reserve)
+{
+    struct sched_item *item = &q->item;
+    /* at least one token is computed: its logits are the answer's beginning */
+    struct prefix_match m =
+        prefix_find(&b->prefix, salt_of(q), q->tokens, item->n_tokens - 1, b->found);
+    int known = m.n_full * b->kv.block_tokens + m.n_partial;
+    if (b->prefix.enabled && is_being_computed(b, plan, n_plan, q, known))
+        return SCHED_WAIT;
+    int fresh = kv_blocks_for(&b->kv, item->n_tokens) - m.n_full;
+    hold(b, &m);
+    if (m.n_partial && prefix_available(&b->prefix) < fresh + reserve) {
+        /* the block to copy from may be the one that is missing */
+        prefix_unref(&b->prefix, m.partial);
+        known -= m.n_partial;
+        m.n_partial = 0;
+    }
+    if (prefix_available(&b->prefix) < fresh + reserve) {
+        let_go(b, &m);
+        return SCHED_FULL;
+    }
+    for (int i = 0; i < m.n_full; i++)
+        kv_table_add(&q->table, b->found[i]);
+    for (int i = 0; i < fresh; i++)
+        kv_table_add(&q->table, prefix_take(&b->prefix));
+    if (m.n_partial) {
+        b->model->copy_block(b->model->ctx, q->table.blocks[m.n_full], m.partial, m.n_partial);
+        prefix_unref(&b->prefix, m.partial);
+    }
+    item->n_computed = known;
+    if (!q->started)
+        q->cached_tokens = known;
+    return SCHED_OK;
+}
+
+bool blocks_grow(struct blocks *b, struct seq *q, int n_tokens)
+{
+    while (q->table.n < kv_blocks_for(&b->kv, n_tokens)) {
+        int32_t block = prefix_take(&b->prefix);
+        if (block < 0)
+            return false;
+        kv_table_add(&q->table, block);
+    }
+    return true;
+}
+
+void blocks_drop(struct blocks *b, struct seq *q)
+{
+    while (q->table.n)
+        prefix_unref(&b->prefix, q->table.blocks[--q->table.n]);
+    q->item.n_computed = 0;
+}
+
+void blocks_publish(struct blocks *b, struct seq *q, int from, int to)
+{
+    int size = b->kv.block_tokens;
+    for (int i = from / size; i * size < to; i++) {
+        int n = to - i * size < size ? to - i * size : size;
+        int32_t parent = i ? q->table.blocks[i - 1] : -1;
+        q->table.blocks[i] =
+            prefix_put(&b->prefix, salt_of(q), parent, q->table.blocks[i], q->tokens + i * size, n);
+    }
+}
+
+/* Pins. */
+
+void blocks_pin(struct blocks *b, const struct seq *q)
+{
+    struct pin *pin = xcalloc(1, sizeof *pin);
+    *pin = (struct pin){.next = b->pins, .id = q->id, .n_tokens = q->n_prompt};
+    int n = kv_blocks_for(&b->kv, q->n_prompt);
+    for (int i = 0; i < n; i++) {
+        kv_table_add(&pin->table, q->table.blocks[i]);
+        prefix_ref(&b->prefix, q->table.blocks[i]);
+    }
+    b->n_pinned += n;
+    b->pins = pin;
+}
+
+int blocks_unpin(struct blocks *b, uint64_t id)
+{
+    struct pin **at = &b->pins;
+    while (*at && (*at)->id != id)
+        at = &(*at)->next;
+    struct pin *pin = *at;
+    if (!pin)
+        return 0;
+    int n_tokens = pin->n_tokens;
+    *at = pin->next;
+    b->n_pinned -= pin->table.n;
+    while (pin->table.n)
+        prefix_unref(&b->prefix, pin->table.blocks[--pin->table.n]);
+    kv_table_release(&pin->table);
+    free(pin);
+    return n_tokens;
+}
+
+void blocks_forget(struct blocks *b, const struct str *salt)
+{
+    prefix_forget(&b->prefix, salt);
+}
+
+bool blocks_check(const struct blocks *b, const struct seq *seqs, struct err *e)
+{
+    int32_t *refs = xcalloc((size_t)b->kv.n_blocks, sizeof *refs);
+    for (const struct seq *q = seqs; q; q = q->next)
+        for (int i = 0; i < q->table.n; i++)
+            refs[q->table.blocks[i]]++;
+    for (const struct pin *pin = b->pins; pin; pin = pin->next)
+        for (int i = 0; i < pin->table.n; i++)
+            refs[pin->table.blocks[i]]++;
+    bool good = kv_check(&b->kv, refs, e) && prefix_check(&b->prefix, e);
+    free(refs);
+    return good;
+}
