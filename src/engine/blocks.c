@@ -8,7 +8,7 @@ struct pin {
     struct pin *next;
     uint64_t id;
     struct kv_table table;
-    int n_tokens;
+    struct buf salt;
 };
 
 void blocks_init(struct blocks *b, const struct engine_model *model, bool prefix_cache)
@@ -148,7 +148,8 @@ void blocks_publish(struct blocks *b, struct seq *q, int from, int to)
 void blocks_pin(struct blocks *b, const struct seq *q)
 {
     struct pin *pin = xcalloc(1, sizeof *pin);
-    *pin = (struct pin){.next = b->pins, .id = q->id, .n_tokens = q->n_prompt};
+    *pin = (struct pin){.next = b->pins, .id = q->id};
+    buf_add(&pin->salt, q->salt.data, q->salt.len);
     int n = kv_blocks_for(&b->kv, q->n_prompt);
     for (int i = 0; i < n; i++) {
         kv_table_add(&pin->table, q->table.blocks[i]);
@@ -166,19 +167,27 @@ int blocks_unpin(struct blocks *b, uint64_t id)
     struct pin *pin = *at;
     if (!pin)
         return 0;
-    int n_tokens = pin->n_tokens;
+    int n = pin->table.n;
     *at = pin->next;
-    b->n_pinned -= pin->table.n;
+    b->n_pinned -= n;
     while (pin->table.n)
         prefix_unref(&b->prefix, pin->table.blocks[--pin->table.n]);
     kv_table_release(&pin->table);
+    buf_release(&pin->salt);
     free(pin);
-    return n_tokens;
+    return n;
 }
 
-void blocks_forget(struct blocks *b, const struct str *salt)
+int blocks_forget(struct blocks *b, const struct str *salt)
 {
+    int n = 0;
+    for (struct pin *pin = b->pins, *next; pin; pin = next) {
+        next = pin->next;
+        if (!salt || str_eq((struct str){pin->salt.data, pin->salt.len}, *salt))
+            n += blocks_unpin(b, pin->id);
+    }
     prefix_forget(&b->prefix, salt);
+    return n;
 }
 
 bool blocks_check(const struct blocks *b, const struct seq *seqs, struct err *e)

@@ -38,12 +38,12 @@ void blocks_publish(struct blocks *b, struct seq *q, int from, int to);
 /* Keeps the blocks of q's prompt (all computed) under q->id after q drops them. */
 void blocks_pin(struct blocks *b, const struct seq *q);
 
-/* Lets go. Returns how many tokens were pinned, 0: no such pin. */
+/* Lets go. Returns how many blocks were pinned, 0: no such pin. */
 int blocks_unpin(struct blocks *b, uint64_t id);
 
-/* Forgets cached prefixes under a salt, or (NULL) all. Sequences and pins keep their blocks, but
- * nobody finds them any more. */
-void blocks_forget(struct blocks *b, const struct str *salt);
+/* Forgets cached prefixes and pins under a salt, or (NULL) all. Sequences keep their blocks, but
+ * nobody finds them any more. Returns how many blocks were pinned. */
+int blocks_forget(struct blocks *b, const struct str *salt);
 
 /* The promises of kv.h and prefix.h, over everything that holds blocks: the list of sequences (by
  * seq.next) and the pins. */

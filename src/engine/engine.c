@@ -19,11 +19,12 @@
 enum { DEFAULT_RUNNING = 64, DEFAULT_QUEUE = 1024, DEFAULT_STEP_MS = 150 };
 enum { DEFAULT_STEP_DEADLINE_MS = 60000, DEFAULT_SPEC_TOKENS = 6 };
 
-enum command_kind { COMMAND_CANCEL, COMMAND_PAUSE, COMMAND_RESUME };
+enum command_kind { COMMAND_CANCEL, COMMAND_PAUSE, COMMAND_RESUME, COMMAND_UNPIN, COMMAND_FORGET };
 
 struct command {
     enum command_kind kind;
     uint64_t id;
+    char *salt; /* COMMAND_FORGET: NULL is all */
 };
 
 /* What other threads hand in, taken by the engine thread in one go. Guarded by engine.lock. */
@@ -61,6 +62,7 @@ struct engine {
     struct inbox inbox;
     bool closing;
     uint64_t last_id;
+    int pin_room; /* blocks that may still be promised to pins */
     struct engine_stats snapshot;
     atomic_int n_queued;          /* submitted and not in a step yet */
     atomic_llong step_started_ms; /* 0: between steps */
@@ -127,12 +129,23 @@ static void emit(struct engine *g, struct seq *q)
     g->events_end = &ev->next;
 }
 
+static void give_pin_room(struct engine *g, int n_blocks)
+{
+    pthread_mutex_lock(&g->lock);
+    g->pin_room += n_blocks;
+    pthread_mutex_unlock(&g->lock);
+}
+
 /* q->finish is set: tells it, gives everything back. */
 static void retire(struct engine *g, struct seq *q)
 {
     emit(g, q);
     if (!q->started)
         atomic_fetch_sub(&g->n_queued, 1);
+    if (q->pin && (q->finish == FINISH_STOP || q->finish == FINISH_LENGTH))
+        blocks_pin(&g->blocks, q);
+    else if (q->pin)
+        give_pin_room(g, kv_blocks_for(&g->blocks.kv, q->n_prompt));
     sched_remove(&g->sched, &q->item);
     blocks_drop(&g->blocks, q);
     map_del(&g->by_id, id_key(&q->id));
@@ -151,14 +164,33 @@ static void end(struct engine *g, struct seq *q, enum finish_reason why)
 
 /* The parts of a step. */
 
+static void unpin(struct engine *g, struct seq *q, uint64_t id)
+{
+    if (q && q->pin) { /* still running: it will pin nothing */
+        q->pin = false;
+        give_pin_room(g, kv_blocks_for(&g->blocks.kv, q->n_prompt));
+    } else if (!q) {
+        give_pin_room(g, blocks_unpin(&g->blocks, id));
+    }
+}
+
+static void forget(struct engine *g, const char *salt)
+{
+    struct str s = salt ? str_of(salt) : STR("");
+    give_pin_room(g, blocks_forget(&g->blocks, salt ? &s : NULL));
+}
+
+/* A command for a request that is over already has no effect. */
 static void obey(struct engine *g, const struct command *c)
 {
     struct seq *q = map_get(&g->by_id, id_key(&c->id));
-    if (!q)
-        return; /* over already */
-    if (c->kind == COMMAND_CANCEL)
+    if (c->kind == COMMAND_UNPIN)
+        unpin(g, q, c->id);
+    else if (c->kind == COMMAND_FORGET)
+        forget(g, c->salt);
+    else if (c->kind == COMMAND_CANCEL && q)
         end(g, q, FINISH_CANCEL);
-    else
+    else if (q)
         q->item.paused = c->kind == COMMAND_PAUSE;
 }
 
@@ -172,8 +204,10 @@ static void drain_inbox(struct engine *g)
         next = q->next;
         take_in(g, q);
     }
-    for (int i = 0; i < in.n_commands; i++)
+    for (int i = 0; i < in.n_commands; i++) {
         obey(g, &in.commands[i]);
+        free(in.commands[i].salt);
+    }
     free(in.commands);
 }
 
@@ -355,6 +389,7 @@ static void publish_stats(struct engine *g)
     s.blocks_free = g->blocks.kv.n_free;
     s.blocks_cached = g->blocks.kv.n_cached;
     s.blocks_held = kv_held(&g->blocks.kv);
+    s.blocks_pinned = g->blocks.n_pinned;
     s.preemptions = g->sched.n_preemptions;
     s.evictions = g->blocks.prefix.n_evicted;
     pthread_mutex_lock(&g->lock);
@@ -388,7 +423,7 @@ bool engine_step(struct engine *g)
     int n = g->sched.n_plan;
     if (n)
         run_batch(g);
-    if (g->o.check || !g->seqs)
+    if (g->o.check)
         check_accounts(g);
     publish_stats(g);
     return deliver(g) || n;
@@ -408,6 +443,8 @@ static int64_t next_deadline(const struct engine *g)
 /* Sleeps until something is handed in or a deadline passes. */
 static void wait_for_work(struct engine *g)
 {
+    if (!g->seqs)
+        check_accounts(g); /* nobody waits for it now */
     int64_t at = next_deadline(g);
     struct timespec until = {.tv_sec = at / 1000, .tv_nsec = at % 1000 * 1000000};
     int rc = 0;
@@ -472,6 +509,13 @@ static void set_defaults(struct engine_opts *o)
         o->max_queue = DEFAULT_QUEUE;
     if (o->step_ms < 1)
         o->step_ms = DEFAULT_STEP_MS;
+    if (!o->prefix_cache || o->max_pinned_blocks < 0)
+        o->max_pinned_blocks = 0;
+    if (o->max_pinned_blocks >= o->model.n_blocks)
+        o->max_pinned_blocks = o->model.n_blocks - 1;
+#ifndef __OPTIMIZE__
+    o->check = true; /* a debug build */
+#endif
     if (o->spec_tokens < 1)
         o->spec_tokens = DEFAULT_SPEC_TOKENS;
     if (o->spec_tokens > o->model.max_batch_tokens)
@@ -513,6 +557,9 @@ static void release(struct engine *g)
     blocks_release(&g->blocks);
     sampler_release(&g->sampler);
     map_release(&g->by_id);
+    for (int i = 0; i < g->inbox.n_commands; i++)
+        free(g->inbox.commands[i].salt); /* came while the last events were told */
+    free(g->inbox.commands);
     free(g->eog);
     free(g->batch);
     free(g->logits);
@@ -531,7 +578,9 @@ int engine_new(struct engine **out, const struct engine_opts *o, struct err *e)
     g->o = *o;
     set_defaults(&g->o);
     const struct engine_model *m = &g->o.model;
-    int64_t positions = (int64_t)m->n_blocks * KV_BLOCK_TOKENS;
+    /* pins never make a request that was taken impossible */
+    int64_t positions = (int64_t)(m->n_blocks - g->o.max_pinned_blocks) * KV_BLOCK_TOKENS;
+    g->pin_room = g->o.max_pinned_blocks;
     g->limits = (struct seq_limits){.n_vocab = m->n_vocab,
                                     .n_ctx = positions < m->n_ctx ? (int)positions : m->n_ctx};
     g->events_end = &g->events;
@@ -568,6 +617,23 @@ void engine_free(struct engine *g)
 
 /* From any thread. */
 
+/* Under the lock: whether the request may come in; takes the room of its pin. */
+static int let_in(struct engine *g, const struct seq *q, struct err *e)
+{
+    int n_pin = q->pin ? kv_blocks_for(&g->blocks.kv, q->n_prompt) : 0;
+    if (g->closing)
+        return err_set(e, ERR_CANCELED, "the engine is being closed");
+    if (atomic_load(&g->n_queued) >= g->o.max_queue)
+        return err_set(e, ERR_BUSY, "%d requests are waiting already: try again later",
+                       g->o.max_queue);
+    if (n_pin > g->pin_room)
+        return err_set(e, ERR_LIMIT,
+                       "pinning the prompt needs %d KV blocks, %d of %d are left for pins", n_pin,
+                       g->pin_room, g->o.max_pinned_blocks);
+    g->pin_room -= n_pin;
+    return 0;
+}
+
 int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id, struct err *e)
 {
     struct seq *q;
@@ -575,12 +641,8 @@ int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id
     if (rc)
         return rc;
     pthread_mutex_lock(&g->lock);
-    if (g->closing) {
-        rc = err_set(e, ERR_CANCELED, "the engine is being closed");
-    } else if (atomic_load(&g->n_queued) >= g->o.max_queue) {
-        rc = err_set(e, ERR_BUSY, "%d requests are waiting already: try again later",
-                     g->o.max_queue);
-    } else {
+    rc = let_in(g, q, e);
+    if (!rc) {
         atomic_fetch_add(&g->n_queued, 1);
         *id = q->id = ++g->last_id;
         *(g->inbox.last ? &g->inbox.last->next : &g->inbox.first) = q;
@@ -594,7 +656,7 @@ int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id
     return rc;
 }
 
-static void command(struct engine *g, enum command_kind kind, uint64_t id)
+static void command(struct engine *g, struct command c)
 {
     pthread_mutex_lock(&g->lock);
     struct inbox *in = &g->inbox;
@@ -602,19 +664,36 @@ static void command(struct engine *g, enum command_kind kind, uint64_t id)
         in->cap_commands = in->cap_commands ? in->cap_commands * 2 : 8;
         in->commands = xrealloc(in->commands, (size_t)in->cap_commands * sizeof *in->commands);
     }
-    in->commands[in->n_commands++] = (struct command){.kind = kind, .id = id};
+    in->commands[in->n_commands++] = c;
     pthread_cond_signal(&g->wake);
     pthread_mutex_unlock(&g->lock);
 }
 
 void engine_cancel(struct engine *g, uint64_t id)
 {
-    command(g, COMMAND_CANCEL, id);
+    command(g, (struct command){.kind = COMMAND_CANCEL, .id = id});
 }
 
 void engine_pause(struct engine *g, uint64_t id, bool paused)
 {
-    command(g, paused ? COMMAND_PAUSE : COMMAND_RESUME, id);
+    command(g, (struct command){.kind = paused ? COMMAND_PAUSE : COMMAND_RESUME, .id = id});
+}
+
+void engine_unpin(struct engine *g, uint64_t id)
+{
+    command(g, (struct command){.kind = COMMAND_UNPIN, .id = id});
+}
+
+void engine_forget(struct engine *g, const char *tenant, const char *cache_salt)
+{
+    struct buf salt = {0};
+    seq_salt(&salt, tenant, cache_salt);
+    command(g, (struct command){.kind = COMMAND_FORGET, .salt = buf_take(&salt)});
+}
+
+void engine_forget_all(struct engine *g)
+{
+    command(g, (struct command){.kind = COMMAND_FORGET});
 }
 
 void engine_get_stats(struct engine *g, struct engine_stats *out)

@@ -72,6 +72,7 @@ struct engine_request {
     bool special;   /* control tokens appear in the text */
     const char *tenant; /* "" or NULL: the common one; prefix cache and fairness are per tenant */
     const char *cache_salt; /* NULL: none; prefixes are shared under the same tenant and salt */
+    bool pin;               /* the prompt's KV stays after the final event, until engine_unpin */
     int priority;           /* lower runs earlier, 0 is normal */
     int64_t deadline_ms;    /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
     void *user;             /* comes back in every event */
@@ -130,9 +131,10 @@ struct engine_opts {
     int step_ms;                       /* target for one step while streams run, 0: 150 */
     int64_t step_deadline_ms; /* a step longer than this makes engine_health unhealthy, 0: 60000 */
     bool prefix_cache;
-    int spec_tokens; /* most tokens of a step that has guesses in it, 0: 6, 1: never guess */
-    bool check;      /* verify all block accounts after every step; else only when idle */
-    bool manual;     /* no thread: the caller runs the steps with engine_step (tests, tools) */
+    int max_pinned_blocks; /* that pinned prompts may hold; the rest is for requests */
+    int spec_tokens;       /* most tokens of a step that has guesses in it, 0: 6, 1: never guess */
+    bool check;            /* verify all block accounts after every step; else only when idle */
+    bool manual; /* no thread: the caller runs the steps with engine_step (tests, tools) */
     engine_sink_fn *sink;
     void *sink_arg;
 };
@@ -157,9 +159,21 @@ void engine_cancel(struct engine *g, uint64_t id);
 /* A slow reader: the sequence takes no part in steps until resumed. Any thread. */
 void engine_pause(struct engine *g, uint64_t id, bool paused);
 
+/* A request with `pin` computes a prompt ahead (a persona): from then on prompts that begin with it
+ * find it, however long ago that was. ERR_LIMIT from engine_submit when max_pinned_blocks has no
+ * room. It stays until engine_unpin or engine_forget. A request that is cancelled or fails pins
+ * nothing. */
+void engine_unpin(struct engine *g, uint64_t id);
+
+/* Forgets what is cached for one tenant and salt, pins included, or (all) everything. Running
+ * requests go on. Any thread. */
+void engine_forget(struct engine *g, const char *tenant, const char *cache_salt);
+void engine_forget_all(struct engine *g);
+
 struct engine_stats {
     int running, waiting; /* waiting: queued, preempted, or just handed in */
     int blocks_total, blocks_free, blocks_cached, blocks_held;
+    int blocks_pinned; /* references of pins: two pins may hold the same block */
     /* since the start; prompt_tokens of started requests, cached_tokens of them came from the cache
      */
     uint64_t steps, prompt_tokens, generated_tokens, cached_tokens, preemptions, requests_done;

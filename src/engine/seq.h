@@ -25,7 +25,7 @@ struct seq {
     struct sampling how;
     struct rng rng;
     int max_tokens, min_tokens;
-    bool ignore_eos, include_stop, special, speculate;
+    bool ignore_eos, include_stop, special, speculate, pin;
     int n_guess; /* guesses worth making: doubled when all held, halved when none did */
     int32_t *stop_ids;
     int n_stop_ids;
@@ -57,6 +57,9 @@ struct seq_limits {
 int seq_new(struct seq **out, const struct engine_request *r, const struct seq_limits *limits,
             struct err *e);
 void seq_free(struct seq *q);
+
+/* The key of the prefix cache under which (tenant, cache_salt) share; NULL is "". */
+void seq_salt(struct buf *out, const char *tenant, const char *cache_salt);
 
 static inline int seq_n_output(const struct seq *q)
 {

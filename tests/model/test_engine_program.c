@@ -29,6 +29,7 @@ struct slot {
 struct program {
     struct fake_model model;
     struct engine *g;
+    int capacity; /* positions that one request may have */
     struct rng rng;
     struct slot slots[N_SLOTS];
     int32_t past[16][MOST_PROMPT];
@@ -58,9 +59,8 @@ static void fill_prompt(struct program *p, struct slot *s)
 
 static const char *submit(struct program *p, struct slot *s)
 {
-    int capacity = p->model.n_blocks * KV_BLOCK_TOKENS - 1;
     fill_prompt(p, s);
-    int n = 1 + below(p, MOST_PROMPT < capacity ? MOST_PROMPT : capacity);
+    int n = 1 + below(p, MOST_PROMPT < p->capacity ? MOST_PROMPT : p->capacity - 1);
     s->r = greedy_request(s->prompt, n, 1 + below(p, MOST_NEW), &s->answer);
     s->r.stop = stops;
     s->r.n_stop = below(p, 2) * below(p, (int)ARRAY_LEN(stops) + 1);
@@ -72,8 +72,13 @@ static const char *submit(struct program *p, struct slot *s)
     s->r.speculate = below(p, 2);
     s->live = true;
     s->paused = s->cancelled = false;
+    s->r.pin = below(p, 20) == 0;
     struct err e = {0};
-    if (engine_submit(p->g, &s->r, &s->id, &e))
+    int rc = engine_submit(p->g, &s->r, &s->id, &e);
+    s->r.pin &= rc == 0;
+    if (rc == ERR_LIMIT)
+        rc = engine_submit(p->g, &s->r, &s->id, &e);
+    if (rc)
         DIFFER(p->why, "refused: %s", e.msg);
     return NULL;
 }
@@ -87,9 +92,8 @@ static bool is_prefix(const struct answer *a, const struct answer *of)
 static const char *judge(struct program *p, struct slot *s)
 {
     const struct answer *a = &s->answer;
-    int capacity = p->model.n_blocks * KV_BLOCK_TOKENS;
     struct answer want;
-    answer_expected(&p->model, &s->r, capacity < N_CTX ? capacity : N_CTX, &want);
+    answer_expected(&p->model, &s->r, p->capacity, &want);
     bool cut = s->cancelled && a->finish == FINISH_CANCEL;
     bool good = cut ? is_prefix(a, &want) : answer_equal(a, &want);
     good &= a->usage.prompt_tokens == s->r.n_prompt && a->usage.cached_tokens < s->r.n_prompt;
@@ -110,6 +114,10 @@ static const char *operate(struct program *p)
     int what = below(p, 100);
     if (what < 80)
         engine_step(p->g);
+    else if (what == 98)
+        engine_unpin(p->g, 1 + rng_below(&p->rng, s->id + 1));
+    else if (what == 99 && below(p, 20) == 0)
+        engine_forget(p->g, tenants[below(p, 3)], NULL);
     else if (!s->live && what < 95)
         return submit(p, s);
     else if (s->live && what == 95) {
@@ -141,6 +149,8 @@ static const char *finish(struct program *p)
         if (p->slots[i].live)
             engine_pause(p->g, p->slots[i].id, false);
     run_until_idle(p->g);
+    engine_forget_all(p->g);
+    engine_step(p->g);
     const char *bad = judge_all(p);
     if (bad)
         return bad;
@@ -166,9 +176,12 @@ static const char *run_program(struct program *p, uint64_t seed, int n_ops, bool
                             .max_running = 1 + below(p, 12),
                             .prefix_cache = seed % 4 != 0,
                             .spec_tokens = 1 + below(p, 12),
+                            .max_pinned_blocks = below(p, p->model.n_blocks / 2),
                             .check = true,
                             .manual = true,
                             .sink = answer_sink};
+    int n_blocks = p->model.n_blocks - (o.prefix_cache ? o.max_pinned_blocks : 0);
+    p->capacity = n_blocks * KV_BLOCK_TOKENS < N_CTX ? n_blocks * KV_BLOCK_TOKENS : N_CTX;
     for (int i = 0; i < 16; i++)
         for (int k = 0; k < MOST_PROMPT; k++)
             p->past[i][k] = 2 + below(p, FAKE_VOCAB - 2);

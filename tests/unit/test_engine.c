@@ -579,6 +579,99 @@ static void test_tenants_do_not_share(void **state)
     close_fixture(&f);
 }
 
+/* A pinned prompt survives whatever comes after it, and its room comes back. */
+static void test_pins(void **state)
+{
+    struct fixture f;
+    int32_t prompt[100], other[150];
+    struct rng rng;
+    struct err e = {0};
+    struct engine_stats s;
+    uint64_t id, late;
+    rng_seed(&rng, 13);
+    fill_prompt(&rng, prompt, 100);
+    struct engine_opts o = manual;
+    o.max_pinned_blocks = 5;
+    open_fixture(&f, 12, 64, o);
+    for (int how = 0; how < 3; how++) {
+        for (int i = 0; i < 4; i++)
+            answer_clear(&f.answers[i]);
+        struct engine_request r = greedy_request(prompt, 100, 1, &f.answers[0]);
+        r.pin = true;
+        id = submit(&f, &r);
+        assert_int_equal(engine_submit(f.g, &r, &late, &e), ERR_LIMIT);
+        run_until_idle(f.g);
+        for (int i = 0; i < 5; i++) { /* everything else is evicted */
+            fill_prompt(&rng, other, 150);
+            answer_clear(&f.answers[1]);
+            struct engine_request big = greedy_request(other, 150, 70, &f.answers[1]);
+            run_alone(&f, &big);
+            expect(&f, &big);
+        }
+        r.user = &f.answers[2];
+        r.pin = false;
+        run_alone(&f, &r);
+        assert_int_equal(f.answers[2].usage.cached_tokens, 99);
+        engine_get_stats(f.g, &s);
+        assert_int_equal(s.blocks_pinned, 4);
+        assert_int_equal(s.blocks_held, 4);
+        if (how == 0)
+            engine_unpin(f.g, id);
+        else if (how == 1)
+            engine_forget(f.g, NULL, NULL);
+        else
+            engine_forget_all(f.g);
+        engine_unpin(f.g, id);
+        engine_step(f.g);
+        engine_get_stats(f.g, &s);
+        assert_int_equal(s.blocks_held, 0);
+        r.user = &f.answers[3];
+        run_alone(&f, &r);
+        assert_int_equal(f.answers[3].usage.cached_tokens, how ? 0 : 99);
+    }
+    /* unpinned or cancelled before it is computed: nothing stays, the room is there again */
+    for (int how = 0; how < 2; how++) {
+        answer_clear(&f.answers[0]);
+        struct engine_request r = greedy_request(prompt, 100, 1, &f.answers[0]);
+        r.pin = true;
+        id = submit(&f, &r);
+        (how ? engine_cancel : engine_unpin)(f.g, id);
+        run_until_idle(f.g);
+        engine_get_stats(f.g, &s);
+        assert_int_equal(s.blocks_pinned, 0);
+    }
+    close_fixture(&f);
+}
+
+/* Forgetting while a request runs: it goes on, but nobody finds what it had before. */
+static void test_forget(void **state)
+{
+    struct fixture f;
+    int32_t prompt[100];
+    struct rng rng;
+    rng_seed(&rng, 14);
+    fill_prompt(&rng, prompt, 100);
+    open_fixture(&f, 32, 64, manual);
+    struct engine_request a = greedy_request(prompt, 100, 60, &f.answers[0]);
+    submit(&f, &a);
+    for (int i = 0; i < 10; i++)
+        engine_step(f.g);
+    engine_forget(f.g, "somebody else", NULL);
+    struct engine_request b = greedy_request(prompt, 100, 5, &f.answers[1]);
+    submit(&f, &b);
+    engine_step(f.g);
+    engine_forget(f.g, NULL, NULL);
+    struct engine_request c = greedy_request(prompt, 100, 5, &f.answers[2]);
+    submit(&f, &c);
+    run_until_idle(f.g);
+    expect(&f, &a);
+    expect(&f, &b);
+    expect(&f, &c);
+    assert_int_equal(f.answers[1].usage.cached_tokens, 99);
+    assert_int_equal(f.answers[2].usage.cached_tokens, 0);
+    close_fixture(&f);
+}
+
 /* Several threads submit, cancel and pause while the engine runs. */
 
 struct client {
@@ -695,6 +788,8 @@ int main(void)
         cmocka_unit_test(test_the_same_prompt),
         cmocka_unit_test(test_turns),
         cmocka_unit_test(test_tenants_do_not_share),
+        cmocka_unit_test(test_pins),
+        cmocka_unit_test(test_forget),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_watchdog),
     };
