@@ -370,14 +370,14 @@ static void run_batch(struct engine *g)
     int64_t begin = clock_ns();
     atomic_store(&g->step_started_ms, clock_ms());
     forward(g);
-    double ms = (double)(clock_ns() - begin) * 1e-6;
+    commit(g);
     atomic_store(&g->step_started_ms, 0);
+    double ms = (double)(clock_ns() - begin) * 1e-6;
     sched_measured(&g->sched, ms);
     g->count.steps++;
     g->count.computed_tokens += (uint64_t)g->sched.n_plan_tokens;
     g->count.last_step_ms = ms;
     g->count.last_step_tokens = g->sched.n_plan_tokens;
-    commit(g);
 }
 
 static void publish_stats(struct engine *g)

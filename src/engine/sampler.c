@@ -36,6 +36,8 @@ int sampling_check(const struct sampling *how, int n_vocab, struct err *e)
         if (!(ranges[i].value >= ranges[i].min && ranges[i].value <= ranges[i].max))
             return err_param(e, ERR_INVALID, ranges[i].name, "%s must be %g to %g, not %g",
                              ranges[i].name, ranges[i].min, ranges[i].max, ranges[i].value);
+    if (how->n_bias > n_vocab)
+        return err_param(e, ERR_INVALID, "logit_bias", "there are only %d tokens", n_vocab);
     for (int i = 0; i < how->n_bias; i++) {
         if (how->bias[i].id < 0 || how->bias[i].id >= n_vocab)
             return err_param(e, ERR_INVALID, "logit_bias", "token id %d is not in 0 to %d",

@@ -6,6 +6,8 @@
 #include "base/mem.h"
 #include "engine/sampler.h"
 
+enum { MOST_STOPS = 64, MOST_STOP_BYTES = 1024 }; /* each string is followed byte by byte */
+
 /* Making and ending. */
 
 static int check_prompt(const struct engine_request *r, const struct seq_limits *l, struct err *e)
@@ -26,13 +28,20 @@ static int check_prompt(const struct engine_request *r, const struct seq_limits 
 
 static int check_stops(const struct engine_request *r, const struct seq_limits *l, struct err *e)
 {
+    if (r->n_stop > MOST_STOPS)
+        return err_param(e, ERR_INVALID, "stop", "%d stop strings, at most %d are taken", r->n_stop,
+                         MOST_STOPS);
     for (int i = 0; i < r->n_stop; i++) {
         struct str s = str_of(r->stop[i]);
-        if (s.n == 0)
-            return err_param(e, ERR_INVALID, "stop", "a stop string is empty");
+        if (s.n == 0 || s.n > MOST_STOP_BYTES)
+            return err_param(e, ERR_INVALID, "stop",
+                             "stop string %d has %zu bytes, it must have 1 to %d", i, s.n,
+                             MOST_STOP_BYTES);
         if (!utf8_valid(s.p, s.n))
             return err_param(e, ERR_INVALID, "stop", "stop string %d is not UTF-8", i);
     }
+    if (r->n_stop_ids > l->n_vocab)
+        return err_param(e, ERR_INVALID, "stop_token_ids", "there are only %d tokens", l->n_vocab);
     for (int i = 0; i < r->n_stop_ids; i++)
         if (r->stop_ids[i] < 0 || r->stop_ids[i] >= l->n_vocab)
             return err_param(e, ERR_INVALID, "stop_token_ids", "token id %d is not in 0 to %d",

@@ -43,7 +43,6 @@ struct seq {
     int stop_match; /* index of the stop string, -1 */
     int32_t stop_id;
     struct err err;
-    bool drop; /* the request was cancelled */
 
     int cached_tokens;
     int64_t submit_ms, start_ms, first_ms;

@@ -412,6 +412,8 @@ static void test_refusals(void **state)
     refuse(&f, &r, "stop");
     r.stop = stops + 1;
     refuse(&f, &r, "stop");
+    r.n_stop = 65;
+    refuse(&f, &r, "stop");
     r = ok;
     r.stop_ids = prompt + 3;
     r.n_stop_ids = 1;
