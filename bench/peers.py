@@ -10,7 +10,6 @@ path. Each round runs one side and then the other; figures are medians over the 
 bench/results/NAME.json, a Markdown table and a plot (SVG) beside it.
 """
 import argparse
-import datetime
 import json
 import os
 import pathlib
@@ -18,7 +17,8 @@ import statistics
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from common import RESULTS, ROOT, machine, model_file, run_json
+
 PEER = "llama-cpp-python==0.3.36"
 AVX2 = ("-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON "
         "-DGGML_BMI2=ON -DGGML_AVX512=OFF")
@@ -38,37 +38,6 @@ def peer_python(avx2):
                        env={**os.environ, "CMAKE_ARGS": AVX2 if avx2 else "-DGGML_NATIVE=ON"})
         (folder / "ready").touch()
     return python
-
-
-def model_file(name):
-    if ":" not in name:
-        return pathlib.Path(name)
-    arch, quant = name.split(":")
-    path = ROOT / f"build/models/{arch}-{quant}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([ROOT / "build/bench/synth-gguf", arch, quant, path], check=True)
-    return path
-
-
-def machine():
-    info = {}
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        info.setdefault(key.strip(), value.strip())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True)
-    memory = int(pathlib.Path("/proc/meminfo").read_text().split()[1]) // 1024
-    return {"cpu": info.get("model name"), "family": info.get("cpu family"), "cores": os.cpu_count(),
-            "memory_mib": memory, "commit": commit.stdout.decode().strip(),
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "load_before": os.getloadavg()[0], "peer": PEER}
-
-
-def run_json(*args):
-    done = subprocess.run([str(a) for a in args], capture_output=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, args))}:\n{done.stderr.decode()}")
-    return json.loads(done.stdout)
 
 
 def flat(result):
@@ -107,7 +76,7 @@ def compare(name, options, python):
 def table(report):
     lines = [f"{report['machine']['cpu']}, {report['threads']} threads, {report['isa']}, "
              f"{report['machine']['date']}, commit {report['machine']['commit']}, "
-             f"{report['machine']['peer']}; medians of {report['rounds']} alternating rounds", "",
+             f"{PEER}; medians of {report['rounds']} alternating rounds", "",
              "| model | figure | terrace tok/s | llama.cpp tok/s | ratio | ratio, least and most |",
              "|---|---|---|---|---|---|"]
     for result in report["results"]:
@@ -150,14 +119,13 @@ def main():
     parser.add_argument("--out", default="peers")
     options = parser.parse_args()
     python = peer_python(options.isa == "avx2")
-    report = {"machine": machine(), "threads": options.threads, "isa": options.isa,
+    report = {"machine": machine(), "peer": PEER, "threads": options.threads, "isa": options.isa,
               "rounds": options.rounds, "command": "bench/peers.py " + " ".join(sys.argv[1:]),
               "results": [compare(m, options, python) for m in options.models.split(",")]}
-    folder = ROOT / "bench/results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{options.out}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / f"{options.out}.md").write_text(table(report))
-    (folder / f"{options.out}.svg").write_text(plot(report))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{options.out}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / f"{options.out}.md").write_text(table(report))
+    (RESULTS / f"{options.out}.svg").write_text(plot(report))
     print(table(report))
 
 
