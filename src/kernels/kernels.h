@@ -84,6 +84,19 @@ enum act_type packed_act_type(const struct packed_matrix *m);
 /* n_cols a multiple of 32 for ACT_Q8, any for the others. Grows with n_tokens. */
 size_t act_bytes(enum act_type type, int n_cols, int n_tokens);
 
+/* Tokens are made ready and multiplied in groups of at most KERNEL_GROUP, as even as can be: how
+ * many there are, and the first token of group g (the end of the last one for g = act_groups(n)). */
+static inline int act_groups(int n_tokens)
+{
+    return (n_tokens + KERNEL_GROUP - 1) / KERNEL_GROUP;
+}
+
+static inline int act_group_begin(int n_tokens, int g)
+{
+    int groups = act_groups(n_tokens), base = n_tokens / groups, extra = n_tokens % groups;
+    return g * base + (g < extra ? g : extra);
+}
+
 /* --- products -----------------------------------------------------------------------------------
  */
 struct matmul {
@@ -162,7 +175,8 @@ struct kernels {
     const char *name; /* "avx512" "avxvnni" "avx2" "scalar" */
 
     /* Converts x (a token's row every x_stride floats) into a->data. Thread ith of nth does its
-     * share; all must be done before a product reads it. */
+     * share; all must be done before a product reads it. With nth = act_groups(a->n_tokens), share
+     * g is group g: it reads the rows of no other token. */
     void (*act_fill)(const struct act *a, const float *x, size_t x_stride, int ith, int nth);
 
     /* Tiles [tile_begin, tile_end) of the product, all tokens of x. */

@@ -28,8 +28,7 @@
  *   F32 F16        [column][row]
  *   BF16           [column / 2][row][2]
  *
- * ACTIVATIONS. Tokens are cut into act_groups(n) groups of at most KERNEL_GROUP, as even as can be.
- * A group of w tokens lies together; for ACT_Q8 it is, for each 32 columns:
+ * ACTIVATIONS. A group (act_group_begin) of w tokens lies together; for ACT_Q8 it is, for each 32 columns:
  *   f32 scale[w]   f32 dsum[w]   i32 nsum[w]   i32 nhalf[2][w]   i8 q[8][w][4]
  * where x = scale * q, nsum = -sum(q), nhalf the same for each 16 columns, dsum = scale * sum(q).
  * ACT_F32 is [column][w], ACT_BF16 [column / 2][w][2].
@@ -113,18 +112,6 @@ static inline size_t layout_header_bytes(const struct layout *l)
 static inline size_t layout_block_bytes(const struct layout *l)
 {
     return layout_header_bytes(l) + layout_code_bytes(l) * (size_t)(l->block / 32);
-}
-
-static inline int act_groups(int n_tokens)
-{
-    return (n_tokens + KERNEL_GROUP - 1) / KERNEL_GROUP;
-}
-
-/* First token of group g; act_group_begin(n, act_groups(n)) is n. */
-static inline int act_group_begin(int n_tokens, int g)
-{
-    int groups = act_groups(n_tokens), base = n_tokens / groups, extra = n_tokens % groups;
-    return g * base + (g < extra ? g : extra);
 }
 
 /* Bytes of 32 columns of one token of ACT_Q8: 5 numbers and 32 codes. */

@@ -9,7 +9,17 @@
 #include "model/rope.h"
 #include "model/weights.h"
 
-enum { N_ACT_TYPES = 3, MAX_BATCH_TOKENS = 1 << 16 };
+enum {
+    N_ACT_TYPES = 3,
+    MAX_BATCH_TOKENS = 1 << 16,
+    SMALL_BATCH = 4, /* tokens: up to here each thread makes the inputs of products for itself */
+};
+
+struct thread_scratch {
+    float *normed; /* [SMALL_BATCH][n_embd] */
+    void *act[N_ACT_TYPES];
+    char *attention;
+};
 
 /* Memory of one step for at most n_tokens tokens (T). Two buffers serve twice in a layer, because
  * their first content is used up when the second is made. */
@@ -21,8 +31,7 @@ struct scratch {
     float *angles; /* [T][n_rot] */
     void *act[N_ACT_TYPES];
     float *partials; /* [n_kv_heads][PLAN_MAX_PARTIALS][group][partial floats] */
-    char *attention; /* [n_threads][attention_bytes] */
-    size_t attention_bytes;
+    struct thread_scratch *threads;
     int32_t *rows; /* [T] tokens whose logits are wanted */
     void *memory;
     size_t bytes;

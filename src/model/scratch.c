@@ -1,3 +1,5 @@
+#include <stdlib.h>
+
 #include "base/mem.h"
 #include "model/internal.h"
 
@@ -26,6 +28,14 @@ static void *take(char *base, size_t *used, size_t n)
     return p;
 }
 
+static void take_acts(void *act[N_ACT_TYPES], char *base, size_t *used,
+                      const int widest[N_ACT_TYPES], int n_tokens)
+{
+    for (int i = 0; i < N_ACT_TYPES; i++)
+        if (widest[i])
+            act[i] = take(base, used, act_bytes((enum act_type)i, widest[i], n_tokens));
+}
+
 /* Every size is bounded by the limits of hparams and MAX_BATCH_TOKENS, far below 2^63. */
 static size_t carve(struct scratch *s, const struct model *m, char *base)
 {
@@ -39,15 +49,16 @@ static size_t carve(struct scratch *s, const struct model *m, char *base)
     s->narrow = take(base, &used, t * max_size((size_t)hp->n_embd, q) * sizeof(float));
     s->wide = take(base, &used, t * max_size(q + 2 * kv, (size_t)hp->n_ff) * sizeof(float));
     s->angles = take(base, &used, t * (size_t)hp->n_rot * sizeof(float));
-    for (int i = 0; i < N_ACT_TYPES; i++)
-        if (widest[i])
-            s->act[i] = take(base, &used, act_bytes((enum act_type)i, widest[i], s->n_tokens));
+    take_acts(s->act, base, &used, widest, s->n_tokens);
     s->partials = take(base, &used,
                        PLAN_MAX_PARTIALS * (size_t)hp->n_heads * attention_partial_floats(&m->kv) *
                            sizeof(float));
-    s->attention_bytes =
-        (attention_scratch_bytes(&m->kv) + KERNEL_ALIGN - 1) / KERNEL_ALIGN * KERNEL_ALIGN;
-    s->attention = take(base, &used, s->attention_bytes * (size_t)pool_threads(m->pool));
+    for (int i = 0; i < pool_threads(m->pool); i++) {
+        struct thread_scratch *own = &s->threads[i];
+        own->normed = take(base, &used, SMALL_BATCH * (size_t)hp->n_embd * sizeof(float));
+        take_acts(own->act, base, &used, widest, SMALL_BATCH);
+        own->attention = take(base, &used, attention_scratch_bytes(&m->kv));
+    }
     s->rows = take(base, &used, t * sizeof *s->rows);
     return used;
 }
@@ -55,11 +66,15 @@ static size_t carve(struct scratch *s, const struct model *m, char *base)
 int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct err *e)
 {
     *s = (struct scratch){.n_tokens = n_tokens};
+    s->threads = xcalloc((size_t)pool_threads(m->pool), sizeof *s->threads);
     s->bytes = carve(s, m, NULL);
     s->memory = mem_alloc_big(s->bytes);
-    if (!s->memory)
+    if (!s->memory) {
+        size_t bytes = s->bytes;
+        scratch_release(s);
         return err_set(e, ERR_NOMEM, "out of memory: steps of %d tokens need %zu MiB", n_tokens,
-                       s->bytes >> 20);
+                       bytes >> 20);
+    }
     carve(s, m, s->memory);
     int rc = plan_init(&s->plan, n_tokens, e);
     if (rc)
@@ -70,6 +85,7 @@ int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct 
 void scratch_release(struct scratch *s)
 {
     plan_release(&s->plan);
+    free(s->threads);
     mem_free_big(s->memory, s->bytes);
     *s = (struct scratch){0};
 }

@@ -165,13 +165,14 @@ static double perplexity_change(struct fixture *f)
     return 100 * (exp(sum / (n - 1) - want) - 1);
 }
 
-/* bf16 and q8_0 keys, and queries rounded to bf16 beside them, cost this model half a per cent. */
+/* Activations rounded to 8 bits move every logit a little, which costs 0.2 to 0.5 per cent by
+ * itself and wanders by 0.2 when sums are taken in another order; llama.cpp stands at +0.27. */
 static void test_perplexity(void **state)
 {
     static const struct {
         enum kv_type type;
         double bound;
-    } types[] = {{KV_F16, 0.3}, {KV_BF16, 1}, {KV_Q8_0, 1}};
+    } types[] = {{KV_F16, 0.5}, {KV_BF16, 0.8}, {KV_Q8_0, 0.8}};
     struct fixture *f = *state;
     if (!f)
         skip();
