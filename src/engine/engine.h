@@ -128,7 +128,7 @@ struct engine_opts {
     const struct tokenizer *tokenizer; /* outlives the engine; for text and end-of-generation ids */
     int max_running;                   /* most sequences in a step, 0: 64 */
     int max_queue;                     /* most requests waiting, 0: 1024 */
-    int step_ms;                       /* target for one step while streams run, 0: 150 */
+    int step_ms;                       /* most a step should take while streams run, 0: 150 */
     int64_t step_deadline_ms; /* a step longer than this makes engine_health unhealthy, 0: 60000 */
     bool prefix_cache;
     int max_pinned_blocks; /* that pinned prompts may hold; the rest is for requests */

@@ -335,11 +335,23 @@ static enum sched_answer admit(struct sched *s, struct sched_item *item)
     }
 }
 
-/* How many prefill tokens fit beside the decodes. Without decodes nobody waits for the step, so it
- * may be longer. Never nothing: a prompt must get on however slow the decodes are. */
+/* How long the step may take. Streams feel it against the step they would have without a prompt: at
+ * most twice that, where a third of step_ms is short enough for anybody. Without decodes nobody
+ * waits for the step, so it may be longer. */
+static double step_target(const struct sched *s)
+{
+    if (!s->n_plan)
+        return s->step_ms * IDLE_STEPS;
+    double twice = 2 * cost_predict(&s->cost, s->n_plan_tokens, s->plan_attention);
+    double target = twice > s->step_ms / 3 ? twice : s->step_ms / 3;
+    return target < s->step_ms ? target : s->step_ms;
+}
+
+/* How many prefill tokens fit beside the decodes. Never none: a prompt must get on however slow the
+ * decodes are. */
 static int prefill_room(const struct sched *s)
 {
-    double target = s->n_plan ? s->step_ms : s->step_ms * IDLE_STEPS;
+    double target = step_target(s);
     double context = s->n_plan ? s->plan_attention / s->n_plan_tokens : 0;
     int room = cost_room(&s->cost, target, s->n_plan_tokens, s->plan_attention, context);
     int most = s->max_batch_tokens - s->n_plan_tokens;

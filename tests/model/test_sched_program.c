@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,7 +30,7 @@ struct pair {
     int t_tokens, t_computed, t_planned, t_blocks;
 };
 
-enum plant { PLANT_NOTHING, PLANT_VTIME, PLANT_COMPUTED };
+enum plant { PLANT_NOTHING, PLANT_AGE, PLANT_COMPUTED };
 
 struct program {
     struct sched s;
@@ -259,8 +260,12 @@ static enum sched_answer t_admit(struct program *p, struct pair *x)
 static void t_prefill(struct program *p)
 {
     int most = p->s.max_batch_tokens - p->t_plan_tokens;
-    int room = cost_room(&p->s.cost, p->t_plan ? STEP_MS : 4 * STEP_MS, p->t_plan_tokens,
-                         p->t_attention, p->t_plan ? p->t_attention / p->t_plan_tokens : 0);
+    double target = 4.0 * STEP_MS;
+    if (p->t_plan)
+        target = fmin(STEP_MS, fmax(STEP_MS / 3.0, 2 * cost_predict(&p->s.cost, p->t_plan_tokens,
+                                                                    p->t_attention)));
+    int room = cost_room(&p->s.cost, target, p->t_plan_tokens, p->t_attention,
+                         p->t_plan ? p->t_attention / p->t_plan_tokens : 0);
     room = room < SCHED_MIN_PREFILL ? SCHED_MIN_PREFILL : room;
     room = room < most ? room : most;
     bool closed = false;
@@ -389,8 +394,8 @@ static const char *compare(struct program *p)
 
 static const char *step(struct program *p)
 {
-    if (p->plant == PLANT_VTIME && p->s.step == 200)
-        p->s.served += SCHED_AGE;
+    if (p->plant == PLANT_AGE)
+        p->s.served += 64; /* everybody ages too fast */
     for (int i = 0; i < N_ITEMS; i++)
         p->pairs[i].item.n_draft = below(p, 2) * below(p, 6);
     sched_plan(&p->s);
@@ -496,7 +501,7 @@ static void test_program(void **state)
 static void test_planted_bugs_are_found(void **state)
 {
     struct program *p = xcalloc(1, sizeof *p);
-    for (enum plant plant = PLANT_VTIME; plant <= PLANT_COMPUTED; plant++)
+    for (enum plant plant = PLANT_AGE; plant <= PLANT_COMPUTED; plant++)
         assert_non_null(run_program(p, 1, 20000, plant));
     free(p);
 }
@@ -598,7 +603,7 @@ static void test_tenants_share(void **state)
         serve(&s, served);
     for (int t = 1; t < 3; t++)
         assert_true(llabs(served[t] - served[0]) < 1200);
-    assert_true(served[0] > 15000);
+    assert_true(served[0] > 7000);
     for (int t = 0; t < 3; t++)
         for (int i = 0; i < 400; i++)
             if (jobs[t][i].item.state)
@@ -630,28 +635,37 @@ static void test_no_priority_starves(void **state)
     sched_release(&s);
 }
 
-/* Running streams stay smooth: with decodes in it a step keeps to the target. */
+/* Running streams stay smooth: a long prompt makes their steps twice as long at most, or a third of
+ * the target, and none longer than the target. */
 static void test_steps_keep_to_the_target(void **state)
 {
-    struct sched s;
-    struct job streams[4], big;
-    int64_t served[N_TENANTS] = {0};
-    sched_init(&s, &easy, NULL, 8, 512, STEP_MS);
-    for (int i = 0; i < 4; i++)
-        submit(&s, &streams[i], 0, 10, 1000, 0);
-    for (int i = 0; i < 50; i++)
-        serve(&s, served);
-    submit(&s, &big, 1, 4000, 1, 0);
-    int steps = 0;
-    while (big.item.state) {
-        serve(&s, served);
-        assert_true(5 + 2 * s.n_plan_tokens <= STEP_MS * 1.05);
-        steps++;
+    static const struct {
+        int streams, most_ms, most_steps;
+    } cases[] = {/* 5 + 2 ms a token: 13 ms, 33 allowed; 37 ms, 74; 69 ms, 100 */
+                 {4, 35, 440},
+                 {16, 78, 230},
+                 {32, 105, 290}};
+    for (size_t k = 0; k < ARRAY_LEN(cases); k++) {
+        struct sched s;
+        struct job streams[32], big;
+        int64_t served[N_TENANTS] = {0};
+        sched_init(&s, &easy, NULL, 40, 512, STEP_MS);
+        for (int i = 0; i < cases[k].streams; i++)
+            submit(&s, &streams[i], 0, 10, 10000, 0);
+        for (int i = 0; i < 50; i++)
+            serve(&s, served);
+        submit(&s, &big, 1, 4000, 1, 0);
+        int steps = 0;
+        while (big.item.state) {
+            serve(&s, served);
+            assert_true(5 + 2 * s.n_plan_tokens <= cases[k].most_ms);
+            steps++;
+        }
+        assert_true(steps < cases[k].most_steps);
+        for (int i = 0; i < cases[k].streams; i++)
+            sched_remove(&s, &streams[i].item);
+        sched_release(&s);
     }
-    assert_true(steps < 4000 / 35);
-    for (int i = 0; i < 4; i++)
-        sched_remove(&s, &streams[i].item);
-    sched_release(&s);
 }
 
 static void test_cost_follows_the_machine(void **state)
