@@ -10,15 +10,10 @@
 
 enum act_type packed_act_type(const struct packed_matrix *m)
 {
-    switch (m->type) {
-    case TTYPE_F32:
-    case TTYPE_F16:
-        return ACT_F32;
-    case TTYPE_BF16:
-        return ACT_BF16;
-    default:
-        return ACT_Q8;
-    }
+    struct layout l = layout_of(m->type);
+    if (l.low_bits)
+        return layout_pow2(&l) ? ACT_Q8_POW2 : ACT_Q8;
+    return m->type == TTYPE_BF16 ? ACT_BF16 : ACT_F32;
 }
 
 size_t act_bytes(enum act_type type, int n_cols, int n_tokens)
@@ -26,11 +21,14 @@ size_t act_bytes(enum act_type type, int n_cols, int n_tokens)
     size_t n = (size_t)n_tokens, cols = (size_t)n_cols;
     switch (type) {
     case ACT_Q8:
+    case ACT_Q8_POW2:
         return n * (cols / 32) * ACT_Q8_BLOCK;
     case ACT_F32:
         return n * cols * 4;
     case ACT_BF16:
         return n * (cols + cols % 2) * 2;
+    case ACT_TYPES:
+        break;
     }
     BUG("activation type %d", (int)type);
 }

@@ -8,6 +8,9 @@
  *                                            weight = d * sc * (u - zero) (- dmin * mn)
  *   followed, for each 32 columns, by the codes u, unsigned: a low plane, then a high plane.
  *
+ * Types whose activations are ACT_Q8_POW2 never have d or sc 0: what would be 0 has the code `zero`
+ * instead, so that arithmetic on the exponent of a scale is safe.
+ *
  * The unit of vpdpbusd is "4 columns of a row in 4 bytes", 16 rows in a vector. With c4 = the
  * number (0..7) of four columns within 32, h = the half (0, 1) of the tile's rows, r = the row in
  * the half, b = the column within the four: 8 bits  byte [c4][h][r][b] 4 bits  byte [c4 /
@@ -28,10 +31,11 @@
  *   F32 F16        [column][row]
  *   BF16           [column / 2][row][2]
  *
- * ACTIVATIONS. A group (act_group_begin) of w tokens lies together; for ACT_Q8 it is, for each 32 columns:
- *   f32 scale[w]   f32 dsum[w]   i32 nsum[w]   i32 nhalf[2][w]   i8 q[8][w][4]
- * where x = scale * q, nsum = -sum(q), nhalf the same for each 16 columns, dsum = scale * sum(q).
- * ACT_F32 is [column][w], ACT_BF16 [column / 2][w][2].
+ * ACTIVATIONS. A group (act_group_begin) of w tokens lies together; for ACT_Q8 it is, for each 32
+ * columns: f32 scale[w]   f32 dsum[w]   i32 nsum[w]   i32 nhalf[2][w]   i8 q[8][w][4] where x =
+ * scale * q (a power of two for ACT_Q8_POW2, whose layout is the same), nsum = -sum(q), nhalf the
+ * same for each 16 columns, dsum = scale * sum(q). ACT_F32 is [column][w], ACT_BF16 [column /
+ * 2][w][2].
  *
  * KV. One head of one block, D = head_dim:
  *   BF16  K [D/2][32 positions][2]    V [16 pairs of positions][D][2]
@@ -95,6 +99,12 @@ static inline __attribute__((always_inline)) struct layout layout_of(enum ttype 
     return (struct layout){0};
 }
 
+/* Its products take activations of ACT_Q8_POW2. */
+static inline bool layout_pow2(const struct layout *l)
+{
+    return l->super && !l->table;
+}
+
 /* Bytes of the codes of 32 columns of a tile. */
 static inline size_t layout_code_bytes(const struct layout *l)
 {
@@ -114,8 +124,26 @@ static inline size_t layout_block_bytes(const struct layout *l)
     return layout_header_bytes(l) + layout_code_bytes(l) * (size_t)(l->block / 32);
 }
 
-/* Bytes of 32 columns of one token of ACT_Q8: 5 numbers and 32 codes. */
+/* Bytes of 32 columns of one token of 8-bit activations: 5 numbers and 32 codes. */
 enum { ACT_Q8_BLOCK = 5 * 4 + 32 };
+
+/* The scale of 32 numbers of which the largest is max. Powers of two stay where exponents of
+ * products with weight scales (at least 2^-24) cannot leave their range. */
+static inline float act_scale_of(enum act_type type, float max)
+{
+    union {
+        float f;
+        uint32_t u;
+    } scale = {max / 127};
+    if (type == ACT_Q8)
+        return scale.f;
+    if (!(scale.f > 0x1p-80f))
+        return 0x1p-80f;
+    if (scale.f > 0x1p80f)
+        return 0x1p80f;
+    scale.u = (scale.u + 0x7fffff) & 0xff800000;
+    return scale.f;
+}
 
 /* The parts of 32 columns of a group of w tokens. */
 static inline float *act_scale(void *block)

@@ -11,16 +11,17 @@
  */
 
 /* Token i of w, 32 columns from x. */
-static void quantise_32(const float *x, uint8_t *block, int i, int w)
+static void quantise_32(enum act_type type, const float *x, uint8_t *block, int i, int w)
 {
     float max = 0;
     for (int c = 0; c < 32; c++)
         max = fmaxf(max, fabsf(x[c]));
-    float scale = max / 127, inverse = max > 0 ? 127 / max : 0;
+    float scale = act_scale_of(type, max), inverse = scale > 0 ? 1 / scale : 0;
     int half[2] = {0, 0};
     int8_t *q = act_codes(block, w);
     for (int c = 0; c < 32; c++) {
-        int v = (int)nearbyintf(x[c] * inverse);
+        float r = fminf(fmaxf(nearbyintf(x[c] * inverse), -127), 127);
+        int v = (int)r;
         q[(c / 4 * w + i) * 4 + c % 4] = (int8_t)v;
         half[c / 16] += v;
     }
@@ -38,9 +39,9 @@ static void fill_group(const struct act *a, const float *x, size_t x_stride, int
     uint8_t *base = (uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
     for (int i = 0; i < w; i++) {
         const float *row = x + (size_t)(first + i) * x_stride;
-        if (a->type == ACT_Q8) {
+        if (a->type == ACT_Q8 || a->type == ACT_Q8_POW2) {
             for (int c = begin; c < end; c += 32)
-                quantise_32(row + c, base + (size_t)(c / 32 * ACT_Q8_BLOCK * w), i, w);
+                quantise_32(a->type, row + c, base + (size_t)(c / 32 * ACT_Q8_BLOCK * w), i, w);
         } else if (a->type == ACT_F32) {
             for (int c = begin; c < end; c++)
                 ((float *)base)[(size_t)c * (size_t)w + (size_t)i] = row[c];
@@ -156,7 +157,7 @@ static void tile_product(const struct packed_matrix *m, const struct act *a, int
     const uint8_t *data = (const uint8_t *)m->data + (size_t)tile * m->tile_bytes;
     uint8_t *x = (uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
     memset(sums, 0, sizeof(tile_sums));
-    if (a->type == ACT_Q8)
+    if (layout_of(m->type).low_bits)
         tile_q8(m, data, x, w, sums);
     else
         tile_float(m, data, x, w, sums);

@@ -22,14 +22,14 @@ INLINE __m256i to_bytes(const __m256 x[4], __m256 inverse)
 }
 
 /* Token i of w, 32 columns from x. */
-INLINE void quantise_32(const float *x, uint8_t *block, int i, int w)
+INLINE void quantise_32(enum act_type type, const float *x, uint8_t *block, int i, int w)
 {
     __m256 v[4], max = _mm256_setzero_ps();
     for (int j = 0; j < 4; j++) {
         v[j] = _mm256_loadu_ps(x + 8 * j);
         max = _mm256_max_ps(absolute(v[j]), max);
     }
-    float top = max_of(max), scale = top / 127, inverse = top > 0 ? 127 / top : 0;
+    float scale = act_scale_of(type, max_of(max)), inverse = scale > 0 ? 1 / scale : 0;
     __m256i q = to_bytes(v, _mm256_set1_ps(inverse));
     __m256i sums =
         _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
@@ -50,10 +50,10 @@ INLINE void quantise_32(const float *x, uint8_t *block, int i, int w)
 static void fill_q8(const struct act *a, const float *x, size_t x_stride, int first, int w,
                     int begin, int end)
 {
-    uint8_t *base = (uint8_t *)a->data + act_bytes(ACT_Q8, a->n_cols, first);
+    uint8_t *base = (uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
     for (int i = 0; i < w; i++)
         for (int c = begin; c < end; c += 32)
-            quantise_32(x + (size_t)(first + i) * x_stride + c,
+            quantise_32(a->type, x + (size_t)(first + i) * x_stride + c,
                         base + (size_t)(c / 32 * ACT_Q8_BLOCK * w), i, w);
 }
 
@@ -82,7 +82,7 @@ void avx2_act_fill(const struct act *a, const float *x, size_t x_stride, int ith
 {
     enum { UNIT = 256 };
     static void (*const fill[])(const struct act *, const float *, size_t, int, int, int, int) = {
-        [ACT_Q8] = fill_q8, [ACT_F32] = fill_f32, [ACT_BF16] = fill_bf16};
+        [ACT_Q8] = fill_q8, [ACT_Q8_POW2] = fill_q8, [ACT_F32] = fill_f32, [ACT_BF16] = fill_bf16};
     int groups = act_groups(a->n_tokens), units = (a->n_cols + UNIT - 1) / UNIT;
     int last = (int)((int64_t)groups * units * (ith + 1) / nth);
     for (int u = (int)((int64_t)groups * units * ith / nth); u < last; u++) {

@@ -119,6 +119,16 @@ INLINE void start_sums(const struct layout l, const uint8_t *x, int part, int w,
     }
 }
 
+/* Scale of weights times scale of activations: for powers of two, their exponents add up. */
+INLINE __m512 times_act(const struct layout l, __m512 scale, const float *act)
+{
+    if (!layout_pow2(&l))
+        return _mm512_mul_ps(scale, _mm512_set1_ps(*act));
+    __m512i power = broadcast4((const int8_t *)act), one = _mm512_set1_epi32(0x3f800000);
+    __m512i based = _mm512_sub_epi32(_mm512_castps_si512(scale), one);
+    return _mm512_castsi512_ps(_mm512_add_epi32(based, power));
+}
+
 INLINE void add_sums(const struct layout l, const uint8_t *block, const uint8_t *x, int g, int part,
                      int w, __m512i isum[2][6], __m512 acc[2][6])
 {
@@ -127,7 +137,7 @@ INLINE void add_sums(const struct layout l, const uint8_t *block, const uint8_t 
         __m512 scale = scale_of(l, block, g, h);
         UNROLL
         for (int i = 0; i < w; i++) {
-            __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(act_scale((void *)x)[i]));
+            __m512 both = times_act(l, scale, act_scale((void *)x) + i);
             acc[h][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[h][i]), both, acc[h][i]);
         }
         if (!l.min)

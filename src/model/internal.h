@@ -10,7 +10,7 @@
 #include "model/weights.h"
 
 enum {
-    N_ACT_TYPES = 3,
+    N_ACT_TYPES = ACT_TYPES,
     MAX_BATCH_TOKENS = 1 << 16,
     SMALL_BATCH = 4, /* tokens: up to here each thread makes the inputs of products for itself */
 };
