@@ -1,5 +1,6 @@
 #include "server/job.h"
 
+#include <ctype.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <xxhash.h>
@@ -222,13 +223,23 @@ int server_port(const struct server *s)
     return s->port;
 }
 
+/* What may go into the log as it came: a name that looks like a field. */
+static bool is_plain(struct str name)
+{
+    bool plain = name.n > 0 && name.n <= 64;
+    for (size_t i = 0; plain && i < name.n; i++)
+        plain = isalnum((unsigned char)name.p[i]) || name.p[i] == '_' || name.p[i] == '-' ||
+                name.p[i] == '.';
+    return plain;
+}
+
 void note_unknown_fields(struct server *s, const struct chat_request *r)
 {
     enum { MAX_NOTED = 64 }; /* names come from clients: the map must not grow with them */
     s->metrics.unknown_fields += r->n_unknown;
     for (size_t i = 0; i < r->n_unknown && i < API_MAX_UNKNOWN; i++) {
         struct str name = str_of(r->unknown[i]);
-        if (name.n > 64 || s->noted.n >= MAX_NOTED || map_get(&s->noted, name))
+        if (!is_plain(name) || s->noted.n >= MAX_NOTED || map_get(&s->noted, name))
             continue;
         map_put(&s->noted, name, s);
         log_info("server", "requests carry the field '%s', which is ignored", r->unknown[i]);

@@ -2,8 +2,6 @@
 #include "server_rig.h"
 
 #include <arpa/inet.h>
-#include <ctype.h>
-#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -278,7 +276,6 @@ static void mask_after(struct buf *b, const char *key, const char *set)
     struct buf out = {0};
     const char *p = buf_str(b);
     for (const char *hit; (hit = strstr(p, key)); p = hit + strlen(key)) {
-        hit += 0;
         buf_add(&out, p, (size_t)(hit - p) + strlen(key));
         buf_addc(&out, '*');
         hit += strspn(hit + strlen(key), set);

@@ -1,4 +1,5 @@
 /* The service end to end over raw sockets, with a model whose answers are known. */
+#define _GNU_SOURCE /* memmem */
 #include "server_rig.h"
 
 #include <pthread.h>
@@ -460,7 +461,7 @@ static void test_client_gone(void **state)
 /* A client that does not read stops its own generation, and nothing is lost when it reads again. */
 static void test_slow_reader(void **state)
 {
-    enum { TOKENS = 60000 };
+    enum { TOKENS = 27000 };
     char body[160];
     struct rig r;
     struct response a;
@@ -485,8 +486,10 @@ static void test_slow_reader(void **state)
               1, 0, 2, 3) "}");
     client_read(fd, &a);
     assert_true(a.complete);
+    static const char key[] = "\"content\":\"";
+    const char *end = a.body.data + a.body.len;
     size_t chunks = 0;
-    for (const char *p = a.body.data; (p = strstr(p, "\"content\":\"")); p++)
+    for (const char *p = a.body.data; (p = memmem(p, (size_t)(end - p), key, sizeof key - 1)); p++)
         chunks++;
     /* one role chunk, and all but the ends of generation have text */
     assert_int_equal(chunks, 1 + TOKENS - TOKENS / 27);
