@@ -16,6 +16,8 @@
  * leaves five barriers a layer. */
 #include "model/forward.h"
 
+#include "model/lora.h"
+
 /* --- inputs of products -------------------------------------------------------------------------
  */
 
@@ -25,6 +27,7 @@ struct source {
     const float *norm;   /* weight of the RMS norm to apply, or NULL */
     const int32_t *rows; /* rows of x to take, or NULL: 0, 1, 2 ... */
     int n_tokens, n_cols;
+    struct lora_site site;
 };
 
 /* Where the input of these products lies: the thread's own memory or everybody's. */
@@ -70,14 +73,19 @@ static void input(const struct worker *k, const struct source *s, const struct p
             types |= 1u << packed_act_type(&w[i]);
     if (s->n_tokens <= SMALL_BATCH) {
         float *own = k->m->scratch.threads[k->ith].normed;
-        fill(k, s, types, rows_of(k, s, (struct range){0, s->n_tokens}, own), 0, 1);
+        struct range all = {0, s->n_tokens};
+        const float *x = rows_of(k, s, all, own);
+        fill(k, s, types, x, 0, 1);
+        lora_shrink_rows(k, s->site, x, (size_t)s->n_cols, all);
         return;
     }
     int n_groups = act_groups(s->n_tokens);
     struct range groups = share(k, n_groups);
     for (int g = groups.begin; g < groups.end; g++) {
         struct range rows = {act_group_begin(s->n_tokens, g), act_group_begin(s->n_tokens, g + 1)};
-        fill(k, s, types, rows_of(k, s, rows, k->m->scratch.narrow), g, n_groups);
+        const float *x = rows_of(k, s, rows, k->m->scratch.narrow);
+        fill(k, s, types, x, g, n_groups);
+        lora_shrink_rows(k, s->site, x, (size_t)s->n_cols, rows);
     }
     pool_barrier(k->m->pool, k->ith);
 }
@@ -101,7 +109,8 @@ static int tile_at(int64_t place, int64_t tile, int n_tiles)
 }
 
 /* The products of all jobs as one row of tiles, cut evenly by cost. */
-static void products(const struct worker *k, const struct matmul *jobs, int n)
+static void products(const struct worker *k, const struct matmul *jobs, int n,
+                     struct lora_site site)
 {
     int64_t total = 0;
     for (int i = 0; i < n; i++)
@@ -112,7 +121,7 @@ static void products(const struct worker *k, const struct matmul *jobs, int n)
         int n_tiles = packed_tiles(jobs[i].w);
         int from = tile_at(begin, tile, n_tiles), to = tile_at(end, tile, n_tiles);
         if (from < to)
-            k->m->kernels->matmul(&jobs[i], from, to);
+            lora_product(k, site, &jobs[i], from, to);
         begin -= tile * n_tiles;
         end -= tile * n_tiles;
     }
@@ -120,7 +129,7 @@ static void products(const struct worker *k, const struct matmul *jobs, int n)
 }
 
 /* wide = q, k, v of narrow */
-static void product_qkv(const struct worker *k, const struct layer *l)
+static void product_qkv(const struct worker *k, const struct layer *l, struct lora_site site)
 {
     const struct hparams *hp = &k->m->hp;
     struct matmul jobs[3];
@@ -137,16 +146,16 @@ static void product_qkv(const struct worker *k, const struct layer *l)
                                   .bias = l->qkv_bias[n]};
         out += w->n_rows;
     }
-    products(k, jobs, n);
+    products(k, jobs, n, site);
 }
 
 /* out (+)= w act (+ bias), or out = silu(gate act) * (w act) */
-static void product(const struct worker *k, struct matmul job, int n_tokens)
+static void product(const struct worker *k, struct matmul job, int n_tokens, struct lora_site site)
 {
     struct act a = act_of(k, packed_act_type(job.w), job.w->n_cols, n_tokens);
     job.x = &a;
     job.out_stride = (size_t)job.w->n_rows;
-    products(k, &job, 1);
+    products(k, &job, 1, site);
 }
 
 /* --- the pass -----------------------------------------------------------------------------------
@@ -182,16 +191,19 @@ static void run_layer(const struct worker *k, int index)
     const struct scratch *s = &m->scratch;
     int n = k->st->n_tokens, n_embd = m->hp.n_embd;
 
-    input(k, &(struct source){s->x, l->attn_norm, NULL, n, n_embd}, l->qkv, 3);
-    product_qkv(k, l);
-    attend(k, index);
-    input(k, &(struct source){s->narrow, NULL, NULL, n, hparams_q(&m->hp)}, &l->o, 1);
-    product(k, (struct matmul){.w = &l->o, .out = s->x, .bias = l->o_bias, .add = true}, n);
+    struct lora_site qkv = {index, LORA_IN_QKV}, o = {index, LORA_IN_O};
+    struct lora_site ffn = {index, LORA_IN_FFN}, down = {index, LORA_IN_DOWN};
 
-    input(k, &(struct source){s->x, l->ffn_norm, NULL, n, n_embd}, &l->up, 1);
-    product(k, (struct matmul){.w = &l->up, .gate = &l->gate, .out = s->wide}, n);
-    input(k, &(struct source){s->wide, NULL, NULL, n, m->hp.n_ff}, &l->down, 1);
-    product(k, (struct matmul){.w = &l->down, .out = s->x, .add = true}, n);
+    input(k, &(struct source){s->x, l->attn_norm, NULL, n, n_embd, qkv}, l->qkv, 3);
+    product_qkv(k, l, qkv);
+    attend(k, index);
+    input(k, &(struct source){s->narrow, NULL, NULL, n, hparams_q(&m->hp), o}, &l->o, 1);
+    product(k, (struct matmul){.w = &l->o, .out = s->x, .bias = l->o_bias, .add = true}, n, o);
+
+    input(k, &(struct source){s->x, l->ffn_norm, NULL, n, n_embd, ffn}, &l->up, 1);
+    product(k, (struct matmul){.w = &l->up, .gate = &l->gate, .out = s->wide}, n, ffn);
+    input(k, &(struct source){s->wide, NULL, NULL, n, m->hp.n_ff, down}, &l->down, 1);
+    product(k, (struct matmul){.w = &l->down, .out = s->x, .add = true}, n, down);
 }
 
 static void run_step(void *arg, int ith, int nth)
@@ -205,11 +217,12 @@ static void run_step(void *arg, int ith, int nth)
     if (!st->n_rows)
         return;
     const struct packed_matrix *w = &m->weights.output;
+    struct lora_site nowhere = {-1, LORA_INPUTS};
     input(&k,
           &(struct source){m->scratch.x, m->weights.output_norm, m->scratch.rows, st->n_rows,
-                           m->hp.n_embd},
+                           m->hp.n_embd, nowhere},
           w, 1);
-    product(&k, (struct matmul){.w = w, .out = st->logits}, st->n_rows);
+    product(&k, (struct matmul){.w = w, .out = st->logits}, st->n_rows, nowhere);
 }
 
 /* Counts tokens, lists the rows whose logits are wanted, and checks what the caller promised. */
@@ -241,5 +254,6 @@ void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *s
                                pool_threads(m->pool)};
     plan_make(&m->scratch.plan, &shape, seqs, n_seqs);
     st.place_inside = attend_can_place(&m->scratch.plan, seqs, n_seqs);
+    lora_list(&m->scratch.lora, seqs, n_seqs);
     pool_run(m->pool, run_step, &st);
 }

@@ -21,6 +21,26 @@ struct thread_scratch {
     char *attention;
 };
 
+/* One adapter's tokens in a step. */
+struct lora_group {
+    const struct adapter *adapter;
+    int first, n; /* in lora_lists.tokens */
+    size_t h;     /* where its part of h begins */
+};
+
+/* The tokens of a step by adapter (lora.h). h and own are for the largest ranks on every token:
+ * memory that the system hands out as it is touched. */
+struct lora_lists {
+    struct lora_group *groups;
+    int n_groups;
+    int32_t *tokens; /* ascending within a group */
+    float *scales;
+    uint16_t *h;
+    void *own; /* of each thread: gate_floats floats, then h of a small step */
+    size_t h_bytes, own_bytes, gate_floats;
+    int n_threads;
+};
+
 /* Memory of one step for at most n_tokens tokens (T). Two buffers serve twice in a layer, because
  * their first content is used up when the second is made. */
 struct scratch {
@@ -36,6 +56,7 @@ struct scratch {
     void *memory;
     size_t bytes;
     struct plan plan;
+    struct lora_lists lora;
 };
 
 struct model {
@@ -58,5 +79,7 @@ struct kv_mem {
     int n_layers, n_blocks;
 };
 
+int lora_lists_init(struct lora_lists *l, int n_tokens, int n_threads, struct err *e);
+void lora_lists_release(struct lora_lists *l);
 int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct err *e);
 void scratch_release(struct scratch *s);

@@ -60,6 +60,15 @@ void kv_mem_free(struct kv_mem *kv);
 /* Copies the first n_tokens positions of block `from` into block `to` (copy on write). */
 void kv_mem_copy(struct kv_mem *kv, int32_t to, int32_t from, int n_tokens);
 
+/* An adapter (adapter.h) that a sequence uses, and how strongly: 1 as it was trained. */
+struct adapter;
+struct adapter_use {
+    const struct adapter *adapter;
+    float scale;
+};
+
+enum { MODEL_MAX_ADAPTERS = 4 }; /* of a sequence */
+
 /* One sequence's part of a step. Its KV of positions 0 .. pos-1 is in the blocks already; positions
  * pos .. pos+n_tokens-1 are written by the step, so blocks covers pos+n_tokens positions. */
 struct batch_seq {
@@ -68,6 +77,10 @@ struct batch_seq {
     int pos;
     const int32_t *blocks; /* block table */
     int n_logits;          /* logits are wanted for the last n_logits tokens, 0 .. n_tokens */
+    /* What changes the weights for these tokens. The KV of a sequence depends on it, so blocks may
+     * be shared only under the same adapters and scales. */
+    const struct adapter_use *adapters;
+    int n_adapters; /* 0 .. MODEL_MAX_ADAPTERS; 0 is the base model and costs nothing */
 };
 
 /* Runs all layers for the batch (at most max_batch_tokens tokens in all). Writes n_vocab floats to

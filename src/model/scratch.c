@@ -77,6 +77,8 @@ int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct 
     }
     carve(s, m, s->memory);
     int rc = plan_init(&s->plan, n_tokens, e);
+    if (!rc)
+        rc = lora_lists_init(&s->lora, n_tokens, pool_threads(m->pool), e);
     if (rc)
         scratch_release(s);
     return rc;
@@ -85,6 +87,7 @@ int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct 
 void scratch_release(struct scratch *s)
 {
     plan_release(&s->plan);
+    lora_lists_release(&s->lora);
     free(s->threads);
     mem_free_big(s->memory, s->bytes);
     *s = (struct scratch){0};

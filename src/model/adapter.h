@@ -1,0 +1,56 @@
+/* adapter.h - LoRA adapters: small matrices that change the products of a model.
+ *
+ * An adapter gives some weights W of the model a change B A of low rank, scaled by alpha / rank (or
+ * alpha / sqrt(rank)); the forward pass computes W x + scale B (A x) for the tokens that use it.
+ * Read are
+ *   - PEFT directories: adapter_config.json and adapter_model.safetensors, with rank and alpha
+ *     patterns, rank-stabilised scaling, fused names (qkv_proj, gate_up_proj) and single ones, in
+ *     either form on fused weights,
+ *   - GGUF adapters (general.type "adapter", adapter.type "lora").
+ * What would give other numbers than its trainer saw is refused with the reason: DoRA, biases,
+ * modules saved whole, initialisations that change the base, shapes of another base, unknown
+ * targets, numbers that are not finite.
+ *
+ * An adapter is immutable, kept as bf16, counted by reference and belongs to one model, which must
+ * outlive it. Any thread may open one while the model runs: only the shape of the model is read.
+ * Which paths may be opened is the caller's business.
+ *
+ * Sources: arXiv 2106.09685 (LoRA), 2312.03732 (rank-stabilised); peft 0.21 for names and patterns;
+ * llama.cpp's convert_lora_to_gguf.py for GGUF adapters. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+struct model;
+struct adapter;
+
+enum { ADAPTER_MAX_RANK = 512 };
+
+struct adapter_info {
+    const char *format;   /* "peft", "gguf" or "random" */
+    char base_model[256]; /* what the adapter says it was trained on, may be "" */
+    int max_rank;
+    int n_targets;      /* weights that it changes, a fused one counted by its parts */
+    uint64_t n_params;  /* numbers in A and B */
+    size_t bytes;       /* resident */
+    uint8_t digest[32]; /* SHA-256 of all that it computes with: what KV made with it is keyed by.
+                           Two adapters of one digest give the same numbers. */
+};
+
+/* Loads path, a PEFT directory or a GGUF file, with one reference for the caller. ERR_NOTFOUND,
+ * ERR_IO, ERR_FORMAT (damaged, or made for another base), ERR_UNSUPPORTED, ERR_LIMIT, ERR_NOMEM;
+ * the message names the tensor or key. */
+int adapter_open(struct adapter **out, const struct model *m, const char *path, struct err *e);
+
+/* An adapter of random numbers on every weight, as a trained one might be: for measurements. */
+int adapter_random(struct adapter **out, const struct model *m, int rank, uint64_t seed,
+                   struct err *e);
+
+struct adapter *adapter_ref(struct adapter *a); /* returns a */
+void adapter_unref(struct adapter *a);          /* frees it with the last reference */
+
+const struct adapter_info *adapter_info(const struct adapter *a);
