@@ -17,7 +17,7 @@ FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "10"))
 
 SANITIZED = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:allocator_may_return_null=1",
              "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-             "TSAN_OPTIONS": "halt_on_error=1"}
+             "TSAN_OPTIONS": "halt_on_error=1:allocator_may_return_null=1"}
 
 
 def run(*args, env=None, quiet=False, cwd=ROOT):
