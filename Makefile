@@ -40,6 +40,7 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (600) each
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} python3 tests/run.py fuzz
 
 bench: all ## speed of kernels and engine, with the share of the machine's roof
+	tools/check_kernels.py $(BUILD)
 	bench/run.py
 
 bench-peers: all ## the same files in llama-cpp-python, side by side

@@ -72,13 +72,15 @@ static bool can_scalar(void)
 }
 
 #if defined(__x86_64__)
+/* Not all compilers know the names of F16C and AVX-VNNI: CPUID leaf 1, ECX bit 29, and leaf 7,
+ * subleaf 1, EAX bit 4. */
 static bool can_avx2(void)
 {
+    unsigned a, b, c, d;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &a, &b, &c, &d) && c >> 29 & 1;
 }
 
-/* Older compilers do not know the name of AVX-VNNI: CPUID leaf 7, subleaf 1, EAX bit 4. */
 static bool can_avxvnni(void)
 {
     unsigned a, b, c, d;

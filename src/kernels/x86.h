@@ -3,6 +3,15 @@
 
 #include "kernels/kernels.h"
 
+/* Vector functions are written once with their width as an argument: everything is inlined, and
+ * loops whose bounds become constants disappear, which keeps arrays of vectors in registers. */
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 void avx2_matmul(const struct matmul *m, int tile_begin, int tile_end);
 void avx2_lora_shrink(const struct lora_shrink *s, int panel_begin, int panel_end);
 void avx2_lora_expand(const struct lora_expand *x, int row_begin, int row_end);

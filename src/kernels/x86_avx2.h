@@ -3,8 +3,7 @@
 
 #include <immintrin.h>
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#include "kernels/x86.h"
 
 INLINE float max_of(__m256 v)
 {

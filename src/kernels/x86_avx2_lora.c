@@ -5,9 +5,6 @@
 #include "kernels/x86.h"
 #include "tensor/type.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 enum { GROUP = 2 }; /* most tokens of a pass */
 
 INLINE __m256 floats_of(const uint16_t *p)

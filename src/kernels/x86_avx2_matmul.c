@@ -340,11 +340,11 @@ int64_t EXPORT(dot_rounds)(int64_t rounds)
 {
     enum { SUMS = 12 };
     __m256i sums[SUMS], u = _mm256_set1_epi8(3), q = _mm256_set1_epi8(-5);
-#pragma GCC unroll 12
+    UNROLL
     for (int i = 0; i < SUMS; i++)
         sums[i] = _mm256_setzero_si256();
     for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 12
+        UNROLL
         for (int i = 0; i < SUMS; i++) {
 #ifdef __AVXVNNI__
             __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums[i]) : "x"(u), "x"(q));

@@ -14,9 +14,6 @@
 #include "kernels/layout.h"
 #include "kernels/x86.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 enum { ROWS = 24, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
 
 struct work {

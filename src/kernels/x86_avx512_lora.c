@@ -6,9 +6,6 @@
 #include "kernels/x86.h"
 #include "tensor/type.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 enum { GROUP = 6 }; /* most tokens of a pass */
 
 INLINE __m512 dot2(__m512 sum, __m512i a, __m512i b)

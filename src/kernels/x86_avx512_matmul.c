@@ -13,9 +13,6 @@
 #include "kernels/x86_matmul.h"
 #include "tensor/block.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-
 /* One pass: sums[i][row] for w tokens. Fetches ahead_step bytes from ahead on for every 32 columns.
  */
 typedef void pass_fn(const uint8_t *tile, const uint8_t *x, int n_cols, const char *ahead,
@@ -308,11 +305,11 @@ int64_t avx512_dot_rounds(int64_t rounds)
 {
     enum { SUMS = 16 };
     __m512i sums[SUMS], u = _mm512_set1_epi8(3), q = _mm512_set1_epi8(-5);
-#pragma GCC unroll 16
+    UNROLL
     for (int i = 0; i < SUMS; i++)
         sums[i] = _mm512_setzero_si512();
     for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 16
+        UNROLL
         for (int i = 0; i < SUMS; i++)
             __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sums[i]) : "v"(u), "v"(q));
     }
