@@ -376,6 +376,7 @@ static void run_batch(struct engine *g)
     sched_measured(&g->sched, ms);
     g->count.steps++;
     g->count.computed_tokens += (uint64_t)g->sched.n_plan_tokens;
+    g->count.steps_ms += ms;
     g->count.last_step_ms = ms;
     g->count.last_step_tokens = g->sched.n_plan_tokens;
 }

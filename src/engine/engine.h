@@ -181,6 +181,7 @@ struct engine_stats {
     uint64_t evictions;       /* cached blocks given up for new ones */
     uint64_t drafts, draft_tokens,
         accepted_tokens; /* speculation: guesses, their tokens, how many held */
+    double steps_ms; /* time in steps */
     double last_step_ms;
     int last_step_tokens;
 };

@@ -209,10 +209,12 @@ static void fill_request(const struct choice *c, struct engine_request *out,
 /* A full queue is the server's state, all else that submit refuses is the request's fault. */
 static void submit_failed(struct job *j, struct err *e)
 {
-    if (e->code == ERR_BUSY)
+    if (e->code == ERR_BUSY) {
+        j->model->metrics.rejected++;
         job_fail(j, 429, "queue_full", e);
-    else
-        job_fail(j, openai_status(e->code), NULL, e);
+        return;
+    }
+    job_fail(j, openai_status(e->code), NULL, e);
 }
 
 static void submit(struct job *j)

@@ -1,6 +1,9 @@
 /* metrics.c - /metrics in Prometheus' text format, version 0.0.4, under vLLM's names (old and new),
  * so that dashboards and routers made for vLLM read them; `terrace_*` where vLLM has none. */
-#include <math.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "server/service.h"
@@ -43,8 +46,14 @@ static const struct {
                       LATENCY},
     [HIST_DECODE] = {"vllm:request_decode_time_seconds", NULL, "First to last token.", LATENCY},
     [HIST_PROMPT_TOKENS] = {"vllm:request_prompt_tokens", NULL, "Tokens of the prompt.", TOKENS},
+    [HIST_COMPUTED_TOKENS] = {"vllm:request_prefill_kv_computed_tokens", NULL,
+                              "Tokens of the prompt that were not in the cache.", TOKENS},
     [HIST_GENERATION_TOKENS] = {"vllm:request_generation_tokens", NULL, "Tokens generated.",
                                 TOKENS},
+    [HIST_MAX_GENERATION_TOKENS] = {"vllm:request_max_num_generation_tokens", NULL,
+                                    "Tokens of the longest choice of a request.", TOKENS},
+    [HIST_MAX_TOKENS] = {"vllm:request_params_max_tokens", NULL,
+                         "max_tokens of requests that gave it.", TOKENS},
     [HIST_N] = {"vllm:request_params_n", NULL, "Choices asked for.", {1, 2, 5, 10, 20}},
 };
 
@@ -118,96 +127,142 @@ static void write_histogram(struct buf *b, const char *name, const struct served
 
 /* ---- what engines count ---- */
 
+/* All samples of one scrape come from one snapshot of each engine, so that they agree. */
+struct scrape {
+    const struct served *model;
+    struct engine_stats stats;
+};
+
+enum stat_type { STAT_INT, STAT_U64, STAT_MS, STAT_RATIO };
+
+/* A number of struct engine_stats; a ratio is `offset` over `of`, both ints or both counters. */
 struct engine_metric {
     const char *name, *type, *help;
-    double (*value)(const struct engine_stats *s);
+    enum stat_type stat;
+    size_t offset, of;
 };
 
-static double kv_use(const struct engine_stats *s)
-{
-    return s->blocks_total ? (double)s->blocks_held / s->blocks_total : 0;
-}
-
-static double running(const struct engine_stats *s)
-{
-    return s->running;
-}
-
-static double waiting(const struct engine_stats *s)
-{
-    return s->waiting;
-}
-
-static double prompt_tokens(const struct engine_stats *s)
-{
-    return (double)s->prompt_tokens;
-}
-
-static double generated(const struct engine_stats *s)
-{
-    return (double)s->generated_tokens;
-}
-
-static double cached(const struct engine_stats *s)
-{
-    return (double)s->cached_tokens;
-}
-
-static double preemptions(const struct engine_stats *s)
-{
-    return (double)s->preemptions;
-}
-
-static double steps(const struct engine_stats *s)
-{
-    return (double)s->steps;
-}
-
-static double last_step(const struct engine_stats *s)
-{
-    return s->last_step_ms / 1e3;
-}
-
-static double blocks_free(const struct engine_stats *s)
-{
-    return s->blocks_free;
-}
-
-static double blocks_cached(const struct engine_stats *s)
-{
-    return s->blocks_cached;
-}
+#define AT(member) offsetof(struct engine_stats, member)
 
 static const struct engine_metric engine_metrics[] = {
-    {"vllm:num_requests_running", "gauge", "Requests in the running batch.", running},
-    {"vllm:num_requests_waiting", "gauge", "Requests in the queue.", waiting},
-    {"vllm:kv_cache_usage_perc", "gauge", "KV blocks held by requests, 0 to 1.", kv_use},
-    {"vllm:gpu_cache_usage_perc", "gauge", "Older name of vllm:kv_cache_usage_perc.", kv_use},
-    {"vllm:prompt_tokens_total", "counter", "Tokens of prompts.", prompt_tokens},
-    {"vllm:generation_tokens_total", "counter", "Tokens generated.", generated},
-    {"vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up.", prompt_tokens},
-    {"vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the cache.", cached},
-    {"vllm:gpu_prefix_cache_queries_total", "counter", "Older name.", prompt_tokens},
-    {"vllm:gpu_prefix_cache_hits_total", "counter", "Older name.", cached},
-    {"vllm:prompt_tokens_cached_total", "counter", "Prompt tokens not computed.", cached},
-    {"vllm:num_preemptions_total", "counter", "Requests put back for want of blocks.", preemptions},
-    {"terrace_engine_steps_total", "counter", "Steps of the engine.", steps},
-    {"terrace_engine_last_step_seconds", "gauge", "Duration of the latest step.", last_step},
-    {"terrace_kv_blocks_free", "gauge", "KV blocks that hold nothing.", blocks_free},
-    {"terrace_kv_blocks_cached", "gauge", "KV blocks kept for later prompts.", blocks_cached},
+    {"vllm:num_requests_running", "gauge", "Requests in the running batch.", STAT_INT, AT(running)},
+    {"vllm:num_requests_waiting", "gauge", "Requests in the queue.", STAT_INT, AT(waiting)},
+    {"vllm:kv_cache_usage_perc", "gauge", "KV blocks held by requests and pins, 0 to 1.",
+     STAT_RATIO, AT(blocks_held), AT(blocks_total)},
+    {"vllm:gpu_cache_usage_perc", "gauge", "Older name of vllm:kv_cache_usage_perc.", STAT_RATIO,
+     AT(blocks_held), AT(blocks_total)},
+    {"vllm:prompt_tokens_total", "counter", "Tokens of prompts.", STAT_U64, AT(prompt_tokens)},
+    {"vllm:generation_tokens_total", "counter", "Tokens generated.", STAT_U64,
+     AT(generated_tokens)},
+    {"vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up.", STAT_U64,
+     AT(prompt_tokens)},
+    {"vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the cache.", STAT_U64,
+     AT(cached_tokens)},
+    {"vllm:gpu_prefix_cache_queries_total", "counter",
+     "Older name of vllm:prefix_cache_queries_total.", STAT_U64, AT(prompt_tokens)},
+    {"vllm:gpu_prefix_cache_hits_total", "counter", "Older name of vllm:prefix_cache_hits_total.",
+     STAT_U64, AT(cached_tokens)},
+    {"vllm:gpu_prefix_cache_hit_rate", "gauge", "Share of prompt tokens found, since the start.",
+     STAT_RATIO, AT(cached_tokens), AT(prompt_tokens)},
+    {"vllm:prompt_tokens_cached_total", "counter", "Prompt tokens not computed.", STAT_U64,
+     AT(cached_tokens)},
+    {"vllm:num_preemptions_total", "counter", "Requests put back for want of blocks.", STAT_U64,
+     AT(preemptions)},
+    {"vllm:spec_decode_num_drafts_total", "counter", "Guesses at tokens to come.", STAT_U64,
+     AT(drafts)},
+    {"vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens guessed.", STAT_U64,
+     AT(draft_tokens)},
+    {"vllm:spec_decode_num_accepted_tokens_total", "counter", "Guessed tokens that held.", STAT_U64,
+     AT(accepted_tokens)},
+    {"terrace_engine_steps_total", "counter", "Steps of the engine.", STAT_U64, AT(steps)},
+    {"terrace_engine_step_seconds_total", "counter", "Time spent in steps.", STAT_MS, AT(steps_ms)},
+    {"terrace_engine_last_step_seconds", "gauge", "Duration of the latest step.", STAT_MS,
+     AT(last_step_ms)},
+    {"terrace_engine_last_step_tokens", "gauge", "Tokens computed in the latest step.", STAT_INT,
+     AT(last_step_tokens)},
+    {"terrace_engine_computed_tokens_total", "counter",
+     "Tokens that went through the model, recomputation included.", STAT_U64, AT(computed_tokens)},
+    {"terrace_kv_block_evictions_total", "counter", "Cached blocks given up for new ones.",
+     STAT_U64, AT(evictions)},
+    {"terrace_kv_blocks_pinned", "gauge", "Blocks that pinned prompts refer to.", STAT_INT,
+     AT(blocks_pinned)},
 };
+
+static double stat_value(const struct engine_stats *s, enum stat_type type, size_t offset)
+{
+    const char *at = (const char *)s + offset;
+    if (type == STAT_INT)
+        return *(const int *)at;
+    if (type == STAT_MS)
+        return *(const double *)at / 1e3;
+    return (double)*(const uint64_t *)at;
+}
+
+static double engine_value(const struct engine_metric *m, const struct engine_stats *s)
+{
+    if (m->stat != STAT_RATIO)
+        return stat_value(s, m->stat, m->offset);
+    enum stat_type type = m->of == AT(blocks_total) ? STAT_INT : STAT_U64;
+    double of = stat_value(s, type, m->of);
+    return of > 0 ? stat_value(s, type, m->offset) / of : 0;
+}
+
+static void write_blocks(struct buf *b, const struct scrape *scrapes, size_t n)
+{
+    head(b, "terrace_kv_blocks", "gauge", "KV blocks by state; the sum is the pool.");
+    for (size_t k = 0; k < n; k++) {
+        const struct engine_stats *s = &scrapes[k].stats;
+        sample(b, "terrace_kv_blocks", scrapes[k].model, ",state=\"free\"", s->blocks_free);
+        sample(b, "terrace_kv_blocks", scrapes[k].model, ",state=\"cached\"", s->blocks_cached);
+        sample(b, "terrace_kv_blocks", scrapes[k].model, ",state=\"held\"", s->blocks_held);
+    }
+}
+
+static void write_sources(struct buf *b, const struct scrape *scrapes, size_t n)
+{
+    static const char name[] = "vllm:prompt_tokens_by_source_total";
+    head(b, name, "counter", "Prompt tokens by where their KV came from.");
+    for (size_t k = 0; k < n; k++) {
+        const struct engine_stats *s = &scrapes[k].stats;
+        sample(b, name, scrapes[k].model, ",source=\"local_compute\"",
+               (double)(s->prompt_tokens - s->cached_tokens));
+        sample(b, name, scrapes[k].model, ",source=\"local_cache_hit\"", (double)s->cached_tokens);
+        sample(b, name, scrapes[k].model, ",source=\"external_kv_transfer\"", 0);
+    }
+}
+
+static void write_cache_config(struct buf *b, const struct scrape *scrapes, size_t n)
+{
+    char more[96];
+    head(b, "vllm:cache_config_info", "gauge", "How the KV cache is made.");
+    for (size_t k = 0; k < n; k++) {
+        snprintf(more, sizeof more, ",block_size=\"%d\",num_gpu_blocks=\"%d\"", KV_BLOCK_TOKENS,
+                 scrapes[k].stats.blocks_total);
+        sample(b, "vllm:cache_config_info", scrapes[k].model, more, 1);
+    }
+}
 
 static void write_engines(struct buf *b, struct server *s)
 {
+    size_t n = 0;
+    for (struct served *m = served_first(s); m; m = atomic_load(&m->next))
+        n++;
+    struct scrape *scrapes = xcalloc(n + 1, sizeof *scrapes);
+    n = 0;
+    for (struct served *m = served_first(s); m; m = atomic_load(&m->next)) {
+        scrapes[n].model = m;
+        engine_get_stats(m->model.engine, &scrapes[n++].stats);
+    }
     for (size_t i = 0; i < ARRAY_LEN(engine_metrics); i++) {
         const struct engine_metric *em = &engine_metrics[i];
         head(b, em->name, em->type, em->help);
-        for (struct served *m = served_first(s); m; m = atomic_load(&m->next)) {
-            struct engine_stats stats = {0};
-            engine_get_stats(m->model.engine, &stats);
-            sample(b, em->name, m, "", em->value(&stats));
-        }
+        for (size_t k = 0; k < n; k++)
+            sample(b, em->name, scrapes[k].model, "", engine_value(em, &scrapes[k].stats));
     }
+    write_blocks(b, scrapes, n);
+    write_sources(b, scrapes, n);
+    write_cache_config(b, scrapes, n);
+    free(scrapes);
 }
 
 /* ---- what this server counts ---- */
@@ -225,6 +280,42 @@ static void write_finished(struct buf *b, struct server *s)
     for (struct served *m = served_first(s); m; m = atomic_load(&m->next))
         for (int f = FINISH_STOP; f <= FINISH_ERROR; f++)
             sample(b, "vllm:request_success_total", m, names[f], (double)m->metrics.finished[f]);
+    head(b, "vllm:admission_rejections_total", "counter", "Requests that found the queue full.");
+    for (struct served *m = served_first(s); m; m = atomic_load(&m->next))
+        sample(b, "vllm:admission_rejections_total", m, "", (double)m->metrics.rejected);
+}
+
+void http_metrics_release(struct http_metrics *m)
+{
+    free(m->routes);
+    m->routes = NULL;
+    m->n_routes = 0;
+}
+
+void metrics_count_request(struct http_metrics *m, const char *method, const char *route,
+                           int status)
+{
+    for (size_t i = 0; i < m->n_routes; i++)
+        if (m->routes[i].method == method && m->routes[i].route == route &&
+            m->routes[i].status == status) {
+            m->routes[i].n++;
+            return;
+        }
+    m->routes = xrealloc(m->routes, (m->n_routes + 1) * sizeof *m->routes);
+    m->routes[m->n_routes++] = (struct route_count){method, route, status, 1};
+}
+
+/* Memory of this process that is in RAM, 0: unknown. */
+static double resident_bytes(void)
+{
+    FILE *f = fopen("/proc/self/statm", "re");
+    unsigned long long size = 0, resident = 0;
+    if (!f)
+        return 0;
+    if (fscanf(f, "%llu %llu", &size, &resident) != 2)
+        resident = 0;
+    fclose(f);
+    return (double)resident * (double)sysconf(_SC_PAGESIZE);
 }
 
 static void write_http(struct buf *b, struct server *s)
@@ -232,16 +323,20 @@ static void write_http(struct buf *b, struct server *s)
     struct http_server_stats h = {0};
     if (s->http)
         h = http_server_stats(s->http);
-    head(b, "terrace_http_responses_total", "counter", "Responses by status.");
-    for (int i = 0; i < METRIC_STATUSES; i++)
-        if (s->metrics.by_status[i])
-            buf_addf(b, "terrace_http_responses_total{status=\"%d\"} %llu\n", i,
-                     (unsigned long long)s->metrics.by_status[i]);
+    head(b, "terrace_http_requests_total", "counter", "Answered requests by route and status.");
+    for (size_t i = 0; i < s->metrics.n_routes; i++) {
+        const struct route_count *c = &s->metrics.routes[i];
+        buf_addf(b,
+                 "terrace_http_requests_total{method=\"%s\",route=\"%s\",status=\"%d\"} "
+                 "%" PRIu64 "\n",
+                 c->method, c->route, c->status, c->n);
+    }
     const struct {
         const char *name, *type, *help;
         double v;
     } rows[] = {
         {"terrace_http_connections", "gauge", "Open connections.", h.connections},
+        {"terrace_resident_bytes", "gauge", "Memory of the process in RAM.", resident_bytes()},
         {"terrace_http_requests_refused_total", "counter",
          "Malformed, too large, too slow or too many.", (double)h.refused},
         {"terrace_http_client_gone_total", "counter", "Clients that left before the end.",

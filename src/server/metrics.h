@@ -1,11 +1,12 @@
 /* metrics.h - what /metrics tells. Only the server's thread touches these. */
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "engine/engine.h"
 
-enum { HISTOGRAM_MAX_BUCKETS = 24, METRIC_STATUSES = 600 };
+enum { HISTOGRAM_MAX_BUCKETS = 24 };
 
 struct histogram {
     uint64_t counts[HISTOGRAM_MAX_BUCKETS + 1]; /* per bucket, not cumulative; the last is +Inf */
@@ -24,7 +25,10 @@ enum model_histogram {
     HIST_PREFILL,
     HIST_DECODE,
     HIST_PROMPT_TOKENS,
+    HIST_COMPUTED_TOKENS,
     HIST_GENERATION_TOKENS,
+    HIST_MAX_GENERATION_TOKENS,
+    HIST_MAX_TOKENS,
     HIST_N,
     MODEL_HISTOGRAMS
 };
@@ -32,12 +36,25 @@ enum model_histogram {
 struct model_metrics {
     struct histogram histograms[MODEL_HISTOGRAMS];
     uint64_t finished[FINISH_ERROR + 1]; /* by enum finish_reason */
+    uint64_t rejected;                   /* the queue was full */
+};
+
+/* Requests of one row of the route table with one status; "-" for what no route took. */
+struct route_count {
+    const char *method, *route;
+    int status;
+    uint64_t n;
 };
 
 struct http_metrics {
-    uint64_t by_status[METRIC_STATUSES];
+    struct route_count *routes; /* bounded by the routes and the statuses they answer with */
+    size_t n_routes;
     uint64_t client_gone; /* left before the response was complete */
     uint64_t unknown_fields;
 };
+
+void http_metrics_release(struct http_metrics *m);
+void metrics_count_request(struct http_metrics *m, const char *method, const char *route,
+                           int status); /* the strings live as long as m */
 
 void metrics_observe(struct model_metrics *m, enum model_histogram which, double v);

@@ -126,8 +126,8 @@ static void exchange_closed(struct http_req *r, bool complete)
     struct http_metrics *m = &x->server->metrics;
     if (!complete)
         m->client_gone++;
-    if (x->status > 0 && x->status < METRIC_STATUSES)
-        m->by_status[x->status]++;
+    if (x->status)
+        metrics_count_request(m, x->method, x->route, x->status);
     log_debug("server", "%.*s %s %d %.1f ms%s", (int)r->method.n, r->method.p, x->route, x->status,
               (double)(clock_ns() - x->start_ns) / 1e6, complete ? "" : ", client gone");
     if (x->job)
@@ -166,7 +166,8 @@ static void refuse(struct exchange *x)
 void route_request(struct http_req *r)
 {
     struct exchange *x = arena_alloc(&r->arena, sizeof *x);
-    *x = (struct exchange){.server = r->arg, .http = r, .route = "-", .start_ns = clock_ns()};
+    *x = (struct exchange){
+        .server = r->arg, .http = r, .method = "-", .route = "-", .start_ns = clock_ns()};
     r->user = x;
     r->on_closed = exchange_closed;
     http_add_header(r, "x-request-id", request_id(r));
@@ -174,6 +175,7 @@ void route_request(struct http_req *r)
         struct str rest = {0};
         if (!method_matches(&routes[i], r->method) || !path_matches(&routes[i], r->path, &rest))
             continue;
+        x->method = routes[i].method;
         x->route = routes[i].path;
         if (rest.p)
             x->path_rest = http_unescape(&r->arena, rest, false).p;

@@ -211,6 +211,7 @@ void server_free(struct server *s)
         next = atomic_load(&m->next);
         served_free(m);
     }
+    http_metrics_release(&s->metrics);
     map_release(&s->noted);
     watch_release(&s->watches);
     pthread_mutex_destroy(&s->inbox_lock);

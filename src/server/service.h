@@ -63,10 +63,10 @@ struct served *served_first(struct server *s);                  /* any thread */
 struct exchange {
     struct server *server;
     struct http_req *http;
-    struct job *job;       /* the generation it waits for, or NULL */
-    const char *route;     /* of the route table, for metrics */
-    const char *path_rest; /* what stands for the '*' of the route's path, decoded */
-    int status;            /* of the response, 0: none yet */
+    struct job *job;            /* the generation it waits for, or NULL */
+    const char *method, *route; /* of the route table, for metrics; "-" if there is none */
+    const char *path_rest;      /* what stands for the '*' of the route's path, decoded */
+    int status;                 /* of the response, 0: none yet */
     int64_t start_ns;
 };
 

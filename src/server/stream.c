@@ -241,34 +241,52 @@ static void collect_event(struct choice *c, const struct engine_event *ev)
 
 /* ---- any event ---- */
 
-static void observe(struct choice *c, const struct engine_event *ev)
+static void observe_tokens(struct choice *c, const struct engine_event *ev)
 {
-    struct job *j = c->job;
-    struct model_metrics *m = &j->model->metrics;
+    struct model_metrics *m = &c->job->model->metrics;
     int64_t now = clock_ns();
-    if (ev->n_ids && !c->last_ns)
-        metrics_observe(m, HIST_TTFT, (double)(now - j->start_ns) / 1e9);
-    else if (ev->n_ids)
-        metrics_observe(m, HIST_INTER_TOKEN, (double)(now - c->last_ns) / 1e9 / ev->n_ids);
-    if (ev->n_ids)
-        c->last_ns = now;
-    if (!ev->finish)
+    if (!ev->n_ids)
         return;
+    if (!c->last_ns)
+        metrics_observe(m, HIST_TTFT, (double)(now - c->job->start_ns) / 1e9);
+    else
+        metrics_observe(m, HIST_INTER_TOKEN, (double)(now - c->last_ns) / 1e9 / ev->n_ids);
+    c->last_ns = now;
+}
+
+static void observe_end(const struct choice *c, const struct engine_event *ev)
+{
+    const struct job *j = c->job;
+    struct model_metrics *m = &j->model->metrics;
     const struct engine_usage *u = &ev->usage;
     m->finished[ev->finish]++;
     if (ev->finish != FINISH_STOP && ev->finish != FINISH_LENGTH)
         return;
-    metrics_observe(m, HIST_E2E, (double)(now - j->start_ns) / 1e9);
+    metrics_observe(m, HIST_E2E, (double)(clock_ns() - j->start_ns) / 1e9);
     metrics_observe(m, HIST_QUEUE, (double)u->queue_ms / 1e3);
     metrics_observe(m, HIST_INFERENCE, (double)(u->prefill_ms + u->decode_ms) / 1e3);
     metrics_observe(m, HIST_PREFILL, (double)u->prefill_ms / 1e3);
     metrics_observe(m, HIST_DECODE, (double)u->decode_ms / 1e3);
     metrics_observe(m, HIST_PROMPT_TOKENS, u->prompt_tokens);
+    metrics_observe(m, HIST_COMPUTED_TOKENS, u->prompt_tokens - u->cached_tokens);
     metrics_observe(m, HIST_GENERATION_TOKENS, u->completion_tokens);
-    metrics_observe(m, HIST_N, (double)j->req.gen.n);
     if (u->completion_tokens > 1)
         metrics_observe(m, HIST_PER_OUTPUT_TOKEN,
                         (double)u->decode_ms / 1e3 / (u->completion_tokens - 1));
+}
+
+/* What is counted once for a request, whatever n is. */
+static void observe_job(const struct job *j)
+{
+    struct model_metrics *m = &j->model->metrics;
+    int longest = 0;
+    for (int i = 0; i < j->n_choices; i++)
+        if (j->choices[i].usage.completion_tokens > longest)
+            longest = j->choices[i].usage.completion_tokens;
+    metrics_observe(m, HIST_MAX_GENERATION_TOKENS, longest);
+    metrics_observe(m, HIST_N, (double)j->req.gen.n);
+    if (j->req.gen.max_tokens)
+        metrics_observe(m, HIST_MAX_TOKENS, (double)j->req.gen.max_tokens);
 }
 
 static void settle(struct choice *c, const struct engine_event *ev)
@@ -298,9 +316,14 @@ void job_event(struct choice *c, const struct engine_event *ev)
 {
     struct job *j = c->job;
     c->n_generated += (size_t)ev->n_ids;
-    observe(c, ev);
-    if (ev->finish)
+    observe_tokens(c, ev);
+    if (ev->finish) {
+        observe_end(c, ev);
         settle(c, ev);
+        bool good = ev->finish == FINISH_STOP || ev->finish == FINISH_LENGTH;
+        if (good && j->n_running == 0 && !j->failed)
+            observe_job(j);
+    }
     if (!j->x || j->failed) {
         /* nobody listens */
     } else if (ev->finish == FINISH_ERROR || ev->finish == FINISH_TIMEOUT ||
