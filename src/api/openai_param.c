@@ -156,6 +156,16 @@ static int read_cache_salt(struct chat_request *r, const struct openai_param *p,
     return 0;
 }
 
+static int read_user(struct chat_request *r, const struct openai_param *p, const json_t *v,
+                     struct err *e)
+{
+    if (!json_is_string(v))
+        return openai_bad(e, p->name, "a string", v);
+    if (json_string_length(v))
+        r->user = json_string_value(v);
+    return 0;
+}
+
 static int read_documents(struct chat_request *r, const struct openai_param *p, const json_t *v,
                           struct err *e)
 {
@@ -295,6 +305,9 @@ const struct openai_param openai_params[] = {
     {"logprobs", TEXT, PARAM_INT, GEN(n_logprobs), 0, API_MAX_LOGPROBS, -1},
     {"priority", BOTH, PARAM_INT, GEN(priority), -1000000, 1000000, 0},
     {"cache_salt", BOTH, PARAM_CUSTOM, .fn = read_cache_salt},
+    {"safety_identifier", BOTH, PARAM_CUSTOM, .fn = read_user},
+    {"user", BOTH, PARAM_CUSTOM, .fn = read_user}, /* wins over safety_identifier */
+    {"timeout", BOTH, PARAM_NUM, REQ(timeout_s), 0, API_MAX_TIMEOUT_S, 0, .open = true},
 
     {"tools", CHAT | TOKENIZE, PARAM_CUSTOM, .fn = openai_read_tools},
     {"tool_choice", CHAT, PARAM_CUSTOM, .fn = openai_read_tool_choice},
@@ -312,9 +325,7 @@ const struct openai_param openai_params[] = {
     {"with_pieces", TOKENIZE, PARAM_BOOL, REQ(with_pieces)},
     {"echo", TEXT, PARAM_BOOL, REQ(echo)},
 
-    {"user", BOTH, PARAM_IGNORED},
     {"metadata", BOTH, PARAM_IGNORED},
-    {"safety_identifier", BOTH, PARAM_IGNORED},
     {"prompt_cache_key", BOTH, PARAM_IGNORED},
     {"prompt_cache_retention", BOTH, PARAM_IGNORED},
     {"cache_prompt", BOTH, PARAM_IGNORED},

@@ -25,6 +25,7 @@ enum {
     API_MAX_BIAS = 1024,
     API_MAX_MESSAGES = 16384,
     API_MAX_LOGPROBS = 20,
+    API_MAX_TIMEOUT_S = 86400,
     API_MAX_UNKNOWN = 8, /* names of unknown fields that are kept for the log */
 };
 
@@ -77,6 +78,8 @@ struct chat_request {
 
     const char *model; /* NULL: the default model */
     struct gen_params gen;
+    const char *user; /* whom the client asks for, NULL: did not say */
+    double timeout_s; /* 0: none */
     bool stream;
     bool include_usage;    /* a usage chunk at the end of the stream */
     bool continuous_usage; /* usage in every chunk */

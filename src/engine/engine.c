@@ -685,11 +685,10 @@ void engine_unpin(struct engine *g, uint64_t id)
     command(g, (struct command){.kind = COMMAND_UNPIN, .id = id});
 }
 
-void engine_forget(struct engine *g, const char *tenant, const char *cache_salt)
+void engine_forget(struct engine *g, const char *cache_salt)
 {
-    struct buf salt = {0};
-    seq_salt(&salt, tenant, cache_salt);
-    command(g, (struct command){.kind = COMMAND_FORGET, .salt = buf_take(&salt)});
+    command(
+        g, (struct command){.kind = COMMAND_FORGET, .salt = xstrdup(cache_salt ? cache_salt : "")});
 }
 
 void engine_forget_all(struct engine *g)

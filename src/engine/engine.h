@@ -70,8 +70,8 @@ struct engine_request {
     bool speculate; /* while the machine has time to spare, guess tokens that repeat earlier text
                        and verify several in one step: the same answer, sooner */
     bool special;   /* control tokens appear in the text */
-    const char *tenant; /* "" or NULL: the common one; prefix cache and fairness are per tenant */
-    const char *cache_salt; /* NULL: none; prefixes are shared under the same tenant and salt */
+    const char *tenant; /* who waits for whom: fairness is per tenant; "" or NULL: the common one */
+    const char *cache_salt; /* prefixes are shared under the same salt only, "" or NULL: none */
     bool pin;               /* the prompt's KV stays after the final event, until engine_unpin */
     int priority;           /* lower runs earlier, 0 is normal */
     int64_t deadline_ms;    /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
@@ -165,9 +165,9 @@ void engine_pause(struct engine *g, uint64_t id, bool paused);
  * nothing. */
 void engine_unpin(struct engine *g, uint64_t id);
 
-/* Forgets what is cached for one tenant and salt, pins included, or (all) everything. Running
- * requests go on. Any thread. */
-void engine_forget(struct engine *g, const char *tenant, const char *cache_salt);
+/* Forgets what is cached under one salt, pins included, or (all) everything. Running requests go
+ * on. Any thread. */
+void engine_forget(struct engine *g, const char *cache_salt);
 void engine_forget_all(struct engine *g);
 
 struct engine_stats {
@@ -181,7 +181,7 @@ struct engine_stats {
     uint64_t evictions;       /* cached blocks given up for new ones */
     uint64_t drafts, draft_tokens,
         accepted_tokens; /* speculation: guesses, their tokens, how many held */
-    double steps_ms; /* time in steps */
+    double steps_ms;     /* time in steps */
     double last_step_ms;
     int last_step_tokens;
 };

@@ -82,13 +82,6 @@ static void seed_rng(struct seq *q)
     rng_seed(&q->rng, seed);
 }
 
-void seq_salt(struct buf *out, const char *tenant, const char *cache_salt)
-{
-    /* the length keeps pairs apart whatever bytes they have */
-    const char *t = tenant ? tenant : "";
-    buf_addf(out, "%zu:%s%s", strlen(t), t, cache_salt ? cache_salt : "");
-}
-
 int seq_new(struct seq **out, const struct engine_request *r, const struct seq_limits *l,
             struct err *e)
 {
@@ -122,7 +115,7 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
     stop_init(&q->stop, r->stop, r->n_stop);
     seed_rng(q);
     buf_adds(&q->tenant, r->tenant ? r->tenant : "");
-    seq_salt(&q->salt, r->tenant, r->cache_salt);
+    buf_adds(&q->salt, r->cache_salt ? r->cache_salt : "");
     *out = q;
     return 0;
 }

@@ -57,9 +57,6 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
             struct err *e);
 void seq_free(struct seq *q);
 
-/* The key of the prefix cache under which (tenant, cache_salt) share; NULL is "". */
-void seq_salt(struct buf *out, const char *tenant, const char *cache_salt);
-
 static inline int seq_n_output(const struct seq *q)
 {
     return q->item.n_tokens - q->n_prompt;

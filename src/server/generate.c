@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "server/job.h"
+#include "server/terms.h"
 
 enum {
     INLINE_BODY_BYTES = 256 << 10, /* larger ones are parsed on the pool */
@@ -194,7 +195,9 @@ static void fill_request(const struct choice *c, struct engine_request *out,
         .n_stop_ids = (int)g->n_stop_ids,
         .special = !g->skip_special,
         .cache_salt = g->cache_salt,
+        .tenant = j->tenant,
         .priority = (int)g->priority,
+        .deadline_ms = j->deadline_ms,
         .user = (void *)c,
     };
     /* choices of one prompt must differ, and each must be repeatable */
@@ -271,6 +274,11 @@ static void start(struct job *j)
         job_fail(j, j->status, j->code, &j->err);
         return;
     }
+    if (request_deadline(j->x->http, &j->req, j->start_ns, &j->deadline_ms, &j->err)) {
+        job_fail(j, 400, NULL, &j->err);
+        return;
+    }
+    j->tenant = request_tenant(j->x->http, &j->req);
     j->x->http->on_drain = job_drain;
     http_drop_body(j->x->http);
     make_choices(j);

@@ -40,6 +40,8 @@ struct job {
     bool blocked;   /* the client is slow: the engine was told to pause */
     bool failed;    /* answered with an error: what still comes is dropped */
     int64_t start_ns;
+    const char *tenant;
+    int64_t deadline_ms; /* 0: none */
 
     /* outcome of the preparation */
     int status; /* 0: fine, else the HTTP status */

@@ -68,6 +68,7 @@ static const char *submit(struct program *p, struct slot *s)
     s->r.ignore_eos = below(p, 4) == 0;
     s->r.min_tokens = below(p, 4) ? 0 : below(p, s->r.max_tokens + 1);
     s->r.tenant = tenants[below(p, 3)];
+    s->r.cache_salt = tenants[below(p, 3)];
     s->r.priority = below(p, 5) - 2;
     s->r.speculate = below(p, 2);
     s->live = true;
@@ -117,7 +118,7 @@ static const char *operate(struct program *p)
     else if (what == 98)
         engine_unpin(p->g, 1 + rng_below(&p->rng, s->id + 1));
     else if (what == 99 && below(p, 20) == 0)
-        engine_forget(p->g, tenants[below(p, 3)], NULL);
+        engine_forget(p->g, tenants[below(p, 3)]);
     else if (!s->live && what < 95)
         return submit(p, s);
     else if (s->live && what == 95) {

@@ -368,10 +368,58 @@ static void test_queue_full(void **state)
     expect_error(&a, 429, "", "queue_full");
     assert_non_null(strstr(a.head.data, "Retry-After: "));
     response_release(&a);
+    request(&r, "GET", "/metrics", NULL, &a);
+    assert_non_null(strstr(a.body.data, "vllm:admission_rejections_total{model_name=\"alphabet\","
+                                        "engine=\"0\"} 1\n"));
+    assert_non_null(strstr(a.body.data, "terrace_http_requests_total{method=\"POST\",route=\"" CHAT
+                                        "\",status=\"429\"} 1\n"));
+    response_release(&a);
     while (engine_step(r.engine))
         ;
     client_read(first, &a);
     assert_int_equal(a.status, 200);
+    response_release(&a);
+    rig_close(&r);
+}
+
+static void wait_until(int64_t ms)
+{
+    while (clock_ms() < ms)
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+}
+
+/* Past its deadline a request ends, while it waits or while it runs. */
+static void test_timeout(void **state)
+{
+    static const char in_body[] = "{" HI ",\"timeout\":0.05}";
+    static const char running[] = "{" HI ",\"ignore_eos\":true,\"stream\":true}";
+    struct rig r;
+    struct response a;
+    rig_open(&r, &(struct rig_opts){.manual = true});
+    int fd = client_open(&r);
+    client_send(fd, "POST", CHAT, "", in_body, strlen(in_body));
+    rig_wait_running(&r, 1);
+    wait_until(clock_ms() + 52);
+    engine_step(r.engine);
+    client_read(fd, &a);
+    expect_error(&a, 504, "", "");
+    response_release(&a);
+    fd = client_open(&r);
+    client_send(fd, "POST", CHAT, "X-Request-Timeout: 1\r\n", running, strlen(running));
+    rig_wait_running(&r, 1);
+    while (engine_step(r.engine)) /* 2027 tokens would take longer: each waits a little */
+        wait_until(clock_ms() + 2);
+    client_read(fd, &a);
+    assert_int_equal(a.status, 200);
+    assert_non_null(strstr(a.body.data, "\"type\":\"timeout_error\""));
+    response_release(&a);
+    fd = client_open(&r);
+    client_send(fd, "POST", CHAT, "X-Request-Timeout: soon\r\n", "{" HI "}", strlen("{" HI "}"));
+    client_read(fd, &a);
+    expect_error(&a, 400, "x-request-timeout", "");
+    response_release(&a);
+    request(&r, "GET", "/metrics", NULL, &a);
+    assert_non_null(strstr(a.body.data, "finished_reason=\"timeout\"} 2\n"));
     response_release(&a);
     rig_close(&r);
 }
@@ -594,16 +642,16 @@ static void test_unknown_fields(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_routes),         cmocka_unit_test(test_request_id),
-        cmocka_unit_test(test_chat),           cmocka_unit_test(test_stream),
-        cmocka_unit_test(test_many_choices),   cmocka_unit_test(test_completion),
-        cmocka_unit_test(test_logprobs),       cmocka_unit_test(test_tokenize),
-        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_continue_final),
-        cmocka_unit_test(test_engine_errors),  cmocka_unit_test(test_queue_full),
-        cmocka_unit_test(test_loading),        cmocka_unit_test(test_client_gone),
-        cmocka_unit_test(test_slow_reader),    cmocka_unit_test(test_large_body),
-        cmocka_unit_test(test_drain),          cmocka_unit_test(test_stop_at_once),
-        cmocka_unit_test(test_unknown_fields),
+        cmocka_unit_test(test_routes),        cmocka_unit_test(test_request_id),
+        cmocka_unit_test(test_chat),          cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_many_choices),  cmocka_unit_test(test_completion),
+        cmocka_unit_test(test_logprobs),      cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_continue_final),
+        cmocka_unit_test(test_engine_errors), cmocka_unit_test(test_queue_full),
+        cmocka_unit_test(test_timeout),       cmocka_unit_test(test_loading),
+        cmocka_unit_test(test_client_gone),   cmocka_unit_test(test_slow_reader),
+        cmocka_unit_test(test_large_body),    cmocka_unit_test(test_drain),
+        cmocka_unit_test(test_stop_at_once),  cmocka_unit_test(test_unknown_fields),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
