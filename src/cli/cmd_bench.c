@@ -14,6 +14,7 @@
 #include "cli/cli.h"
 #include "cli/load.h"
 #include "kernels/roof.h"
+#include "model/adapter.h"
 #include "store/models.h"
 
 enum { BENCH_MAX_LIST = 16, BENCH_WARM_STEPS = 2 };
@@ -21,7 +22,7 @@ enum { BENCH_MAX_LIST = 16, BENCH_WARM_STEPS = 2 };
 struct bench_options {
     struct load_options load;
     const char *model, *batch, *context;
-    int64_t prompt, gen, rounds;
+    int64_t prompt, gen, rounds, adapters, rank;
     bool json;
 };
 
@@ -37,6 +38,12 @@ static const struct opt opts[] = {
     {"context", OPT_STR, AT(context), "16", "LIST", "Tokens that each sequence holds before."},
     {"rounds", OPT_INT, AT(rounds), "3", "N", "Prefills that are timed; the median counts.",
      .min = 1, .max = 100},
+    {"adapters", OPT_INT, AT(adapters), "0", "N",
+     "Decode with this many random adapters too, one for each sequence in turn, in steps that "
+     "alternate with those of the base model.",
+     .min = 0, .max = 4096},
+    {"rank", OPT_INT, AT(rank), "16", "R", "Rank of the random adapters, on every weight.",
+     .min = 1, .max = ADAPTER_MAX_RANK},
     {"json", OPT_BOOL, AT(json), NULL, NULL, "Print JSON instead of a table.", .cli_only = true},
     LOAD_OPTS(AT(load)),
     {NULL},
@@ -51,6 +58,7 @@ struct work {
 struct decode_result {
     int batch, context;
     double tok_s, gb_s, gmac_s, roof_share;
+    double adapter_tok_s; /* the same batch with adapters, 0 without */
 };
 
 struct bench {
@@ -62,6 +70,7 @@ struct bench {
     int32_t *tokens;
     double prefill_tok_s, prefill_share;
     uint64_t logits_hash;
+    struct adapter **adapters; /* o->adapters of them */
     struct decode_result decode[BENCH_MAX_LIST * BENCH_MAX_LIST];
     int n_decode;
 };
@@ -161,13 +170,35 @@ static double roof_seconds(const struct bench *b, double bytes, double mac)
     return read > multiply ? read : multiply;
 }
 
+/* One step; the seconds it took. */
+static double timed_step(struct bench *b, struct batch_seq *seqs, int batch)
+{
+    int64_t start = clock_ns();
+    model_forward(b->l.model, b->l.kv, seqs, batch, b->logits);
+    return (double)(clock_ns() - start) * 1e-9;
+}
+
+/* The same step with sequence i under adapter i of those there are. */
+static double timed_adapter_step(struct bench *b, struct batch_seq *seqs, struct adapter_use *uses,
+                                 int batch)
+{
+    for (int i = 0; i < batch; i++) {
+        uses[i] = (struct adapter_use){b->adapters[i % b->o->adapters], 1};
+        seqs[i].adapters = &uses[i];
+        seqs[i].n_adapters = 1;
+    }
+    return timed_step(b, seqs, batch);
+}
+
 static void bench_decode(struct bench *b, int batch, int context)
 {
     int gen = (int)b->o->gen, steps = gen + BENCH_WARM_STEPS;
     int per_seq = (context + steps + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
     int32_t *blocks = xcalloc((size_t)(batch * per_seq), sizeof *blocks);
     struct batch_seq *seqs = xcalloc((size_t)batch, sizeof *seqs);
-    double *seconds = xcalloc((size_t)gen, sizeof *seconds);
+    struct adapter_use *uses = xcalloc((size_t)batch, sizeof *uses);
+    double *seconds = xcalloc((size_t)steps, sizeof *seconds);
+    double *adapter_seconds = xcalloc((size_t)steps, sizeof *adapter_seconds);
     own_blocks(blocks, batch, per_seq);
     prefill(b, blocks, context, false);
     int full = (context + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
@@ -178,12 +209,12 @@ static void bench_decode(struct bench *b, int batch, int context)
         for (int s = 0; s < batch; s++)
             seqs[s] = (struct batch_seq){b->tokens + step + s, 1, context + step,
                                          blocks + (ptrdiff_t)s * per_seq, 1};
-        int64_t start = clock_ns();
-        model_forward(b->l.model, b->l.kv, seqs, batch, b->logits);
-        if (step >= BENCH_WARM_STEPS)
-            seconds[step - BENCH_WARM_STEPS] = (double)(clock_ns() - start) * 1e-9;
+        seconds[step] = timed_step(b, seqs, batch);
+        if (b->o->adapters)
+            adapter_seconds[step] = timed_adapter_step(b, seqs, uses, batch);
     }
-    double t = median(seconds, gen);
+    double t = median(seconds + BENCH_WARM_STEPS, gen);
+    double adapter_t = median(adapter_seconds + BENCH_WARM_STEPS, gen);
     const struct model_info *info = model_info(b->l.model);
     double kv_bytes =
         (double)info->kv_block_bytes / KV_BLOCK_TOKENS * (context + steps / 2.0) * batch;
@@ -195,7 +226,10 @@ static void bench_decode(struct bench *b, int batch, int context)
         .gb_s = bytes / t * 1e-9,
         .gmac_s = mac / t * 1e-9,
         .roof_share = roof_seconds(b, bytes, mac) / t,
+        .adapter_tok_s = b->o->adapters ? batch / adapter_t : 0,
     };
+    free(uses);
+    free(adapter_seconds);
     free(seconds);
     free(seqs);
     free(blocks);
@@ -244,6 +278,11 @@ static void print_json(const struct bench *b)
         jw_knum(&w, "gb_s", d->gb_s);
         jw_knum(&w, "gmac_s", d->gmac_s);
         jw_knum(&w, "roof_share", d->roof_share);
+        if (b->o->adapters) {
+            jw_kint(&w, "adapters", b->o->adapters);
+            jw_kint(&w, "rank", b->o->rank);
+            jw_knum(&w, "adapter_tok_s", d->adapter_tok_s);
+        }
         jw_obj_end(&w);
     }
     jw_arr_end(&w);
@@ -271,6 +310,10 @@ static void print_table(const struct bench *b)
         const struct decode_result *d = &b->decode[i];
         printf("%-8s %6d %8d %10.1f %8.1f %9.0f %7.0f%%\n", "decode", d->batch, d->context,
                d->tok_s, d->gb_s, d->gmac_s, d->roof_share * 100);
+        if (b->o->adapters)
+            printf("%-8s %6s %8s %10.1f   %.1f %% of the base with %lld adapters of rank %lld\n",
+                   "", "", "", d->adapter_tok_s, d->adapter_tok_s / d->tok_s * 100,
+                   (long long)b->o->adapters, (long long)b->o->rank);
     }
     printf("\nresident %llu MiB, logits %016llx\n", (unsigned long long)(resident_bytes() >> 20),
            (unsigned long long)b->logits_hash);
@@ -300,6 +343,12 @@ static int measure(struct bench *b, const int *batches, int n_batches, const int
     b->tokens = xcalloc(n_tokens, sizeof *b->tokens);
     for (size_t i = 0; i < n_tokens; i++)
         b->tokens[i] = (int32_t)(3 + i * 7919 % (size_t)(info->n_vocab - 3));
+    b->adapters = xcalloc((size_t)b->o->adapters + 1, sizeof(struct adapter *));
+    for (int64_t i = 0; i < b->o->adapters; i++) {
+        int rc = adapter_random(&b->adapters[i], b->l.model, (int)b->o->rank, (uint64_t)i, e);
+        if (rc)
+            return rc;
+    }
     b->work = count_work(b->l.gguf);
     b->roof_dram_gb_s = roof_dram(b->l.pool);
     b->roof_dot_gmac_s = roof_dot(b->l.pool, kernels_select(b->o->load.isa, NULL));
@@ -328,6 +377,9 @@ static int bench(const struct command *c, const struct bench_options *o)
     rc = measure(&b, batches, n_batches, contexts, n_contexts, &e);
     if (rc == 0)
         (o->json ? print_json : print_table)(&b);
+    for (int64_t i = 0; b.adapters && i < o->adapters; i++)
+        adapter_unref(b.adapters[i]);
+    free(b.adapters);
     free(b.logits);
     free(b.tokens);
     load_release(&b.l);
