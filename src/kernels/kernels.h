@@ -130,10 +130,15 @@ size_t kv_block_bytes(const struct kv_layout *kv); /* one block of one layer */
 const char *kv_type_name(enum kv_type type);       /* "f16" "bf16" "q8_0" */
 bool kv_type_parse(const char *name, enum kv_type *out);
 
+/* A row's softmax runs over segments of so many blocks, at fixed places in the sequence, each by
+ * itself; the results of the segments are then combined in their order. So a row's result is the
+ * same to the last bit whichever pieces and batches it was computed in. */
+enum { ATTENTION_SEGMENT = 8 };
+
 /* One piece of attention: some query tokens, the query heads of one KV head, a range of KV blocks.
- * Pieces may be cut in any way; pieces over different blocks of the same queries leave partial
- * results that attention_merge combines. Query token i stands at position pos[i] and sees key
- * positions in (pos[i] - window, pos[i]]. Tokens of different sequences may share a piece over
+ * A piece over all blocks that its queries see finishes them. A piece over one segment leaves
+ * partial results, which attention_merge combines. Query token i stands at position pos[i] and sees
+ * key positions in (pos[i] - window, pos[i]]. Tokens of different sequences may share a piece over
  * blocks that they share. Algorithm: online softmax (Milakov and Gimelshein, arXiv 1805.02867) in
  * the split form of FlashDecoding. */
 struct attention {
@@ -141,7 +146,7 @@ struct attention {
     const void *blocks;         /* the layer's blocks; block b lies at blocks + b * block_stride */
     size_t block_stride;        /* bytes */
     const int32_t *table;       /* table[i] holds positions i * KV_BLOCK_TOKENS and up */
-    int block_begin, block_end; /* range in table */
+    int block_begin, block_end; /* range in table, from the start of a segment */
     int kv_head;
     int group;             /* query heads for each KV head */
     const float *q;        /* head h of token t: q + t * q_stride + h * head_dim, rope applied */
@@ -195,7 +200,8 @@ struct kernels {
 
     void (*attention)(const struct attention *a, void *scratch);
 
-    /* Combines n_parts partials of the same n_rows rows: parts[i] points at the first of them. Row
+    /* Combines the partials of the same n_rows rows over n_parts segments, in the order of the
+     * segments: parts[i] points at the first row. Row
      * r becomes the head_dim floats at out + r * out_stride; zeros if it saw no key. */
     void (*attention_merge)(const float *const *parts, int n_parts, int n_rows, int head_dim,
                             float *out, size_t out_stride);

@@ -110,6 +110,19 @@ static void meet(struct online *o, float score, const float *v, int dim)
         o->acc[d] += p * v[d];
 }
 
+/* Adds the partial of the next segment to the partial of those before. */
+static void fold(struct online *o, float max, float sum, const float *acc, int dim)
+{
+    if (!(sum > 0))
+        return;
+    float top = fmaxf(o->max, max), old = o->sum > 0 ? expf(o->max - top) : 0;
+    float new = expf(max - top);
+    for (int d = 0; d < dim; d++)
+        o->acc[d] = o->acc[d] * old + acc[d] * new;
+    o->sum = o->sum * old + sum * new;
+    o->max = top;
+}
+
 static void finish(const struct attention *a, int i, int g, const struct online *o)
 {
     int dim = a->kv->head_dim;
@@ -126,28 +139,46 @@ static void finish(const struct attention *a, int i, int g, const struct online 
         out[d] = o->sum > 0 ? o->acc[d] / o->sum : 0;
 }
 
-void scalar_attention(const struct attention *a, void *scratch)
+/* Positions [begin, end) for one query. */
+static void meet_range(const struct attention *a, const float *q, int begin, int end,
+                       struct online *o)
 {
     int dim = a->kv->head_dim;
+    float k[KERNEL_MAX_HEAD_DIM], v[KERNEL_MAX_HEAD_DIM];
+    for (int p = begin; p < end; p++) {
+        float score = 0;
+        read_kv(a->kv, kv_head(a, p / KV_BLOCK_TOKENS), p % KV_BLOCK_TOKENS, k, v);
+        for (int d = 0; d < dim; d++)
+            score += q[d] * k[d];
+        meet(o, score * a->scale, v, dim);
+    }
+}
+
+static void attend_row(const struct attention *a, int i, int g)
+{
+    int dim = a->kv->head_dim, token = a->tokens ? a->tokens[i] : i;
+    const float *q =
+        a->q + (size_t)token * a->q_stride + (size_t)(a->kv_head * a->group + g) * (size_t)dim;
+    int first = a->window && a->pos[i] >= a->window ? a->pos[i] - a->window + 1 : 0;
+    int begin = a->block_begin * KV_BLOCK_TOKENS, end = a->block_end * KV_BLOCK_TOKENS;
+    begin = begin > first ? begin : first;
+    end = end < a->pos[i] + 1 ? end : a->pos[i] + 1;
+    struct online total = {.max = -INFINITY};
+    for (int segment = ATTENTION_SEGMENT * KV_BLOCK_TOKENS; begin < end;) {
+        int next = (begin / segment + 1) * segment;
+        struct online part = {.max = -INFINITY};
+        meet_range(a, q, begin, next < end ? next : end, &part);
+        fold(&total, part.max, part.sum, part.acc, dim);
+        begin = next;
+    }
+    finish(a, i, g, &total);
+}
+
+void scalar_attention(const struct attention *a, void *scratch)
+{
     for (int i = 0; i < a->n_tokens; i++)
-        for (int g = 0; g < a->group; g++) {
-            int token = a->tokens ? a->tokens[i] : i;
-            const float *q =
-                a->q + (size_t)token * a->q_stride + (size_t)(a->kv_head * a->group + g) * dim;
-            struct online o = {.max = -INFINITY};
-            int last = a->pos[i], first = a->window ? last - a->window + 1 : 0;
-            for (int p = a->block_begin * KV_BLOCK_TOKENS; p < a->block_end * KV_BLOCK_TOKENS;
-                 p++) {
-                if (p < first || p > last)
-                    continue;
-                float k[KERNEL_MAX_HEAD_DIM], v[KERNEL_MAX_HEAD_DIM], score = 0;
-                read_kv(a->kv, kv_head(a, p / KV_BLOCK_TOKENS), p % KV_BLOCK_TOKENS, k, v);
-                for (int d = 0; d < dim; d++)
-                    score += q[d] * k[d];
-                meet(&o, score * a->scale, v, dim);
-            }
-            finish(a, i, g, &o);
-        }
+        for (int g = 0; g < a->group; g++)
+            attend_row(a, i, g);
 }
 
 void scalar_attention_merge(const float *const *parts, int n_parts, int n_rows, int head_dim,
@@ -157,14 +188,7 @@ void scalar_attention_merge(const float *const *parts, int n_parts, int n_rows, 
         size_t at = (size_t)r * (2 + (size_t)head_dim);
         struct online o = {.max = -INFINITY};
         for (int i = 0; i < n_parts; i++)
-            o.max = fmaxf(o.max, parts[i][at]);
-        for (int i = 0; i < n_parts; i++) {
-            const float *p = parts[i] + at;
-            float weight = p[1] > 0 ? expf(p[0] - o.max) : 0;
-            o.sum += weight * p[1];
-            for (int d = 0; d < head_dim && weight > 0; d++)
-                o.acc[d] += weight * p[2 + d];
-        }
+            fold(&o, parts[i][at], parts[i][at + 1], parts[i] + at + 2, head_dim);
         for (int d = 0; d < head_dim; d++)
             out[(size_t)r * out_stride + (size_t)d] = o.sum > 0 ? o.acc[d] / o.sum : 0;
     }

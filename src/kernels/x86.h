@@ -27,6 +27,8 @@ void avx2_softmax(float *x, int n);
 void avx2_kv_write(const struct kv_layout *kv, void *block, int slot, const float *k,
                    const float *v, int head_begin, int head_end);
 void avx2_attention(const struct attention *a, void *scratch);
+/* Adds the partial (max, sum, acc) of the next segment to the partial of those before. */
+void avx2_attention_fold(float *total, float max, float sum, const float *acc, int dim);
 void avx2_attention_merge(const float *const *parts, int n_parts, int n_rows, int head_dim,
                           float *out, size_t out_stride);
 

@@ -2,7 +2,7 @@
  * blocks, what state. Included once by each of them after
  *   ROWS    query rows taken at a time
  *   BLOCKS  KV blocks taken at a time
- *   struct work { q, q_unit, s, acc, max, sum, first, last, ... } as used below
+ *   struct work { q, q_unit, s, acc, max, sum, total, first, last, ... } as used below
  * The file then defines what works on vectors: scores, soften, values, shrink_row. */
 
 /* A step is what one instruction multiplies: pairs of bf16, pairs of 16-bit integers, or single f32
@@ -70,30 +70,48 @@ static void load_queries(const struct tile *t)
         w->q_unit[r] = load_query(t->math, q, dim, a->scale, &w->q[0][r]);
         w->last[r] = a->pos[i];
         w->first[r] = a->window && a->pos[i] >= a->window ? a->pos[i] - a->window + 1 : 0;
+        w->total[r][0] = -INFINITY;
+        w->total[r][1] = 0;
+    }
+}
+
+/* Blocks [begin, end) of one segment, from a fresh state; rows see positions up to `last`. */
+static void run_segment(const struct tile *t, int begin, int end, int last)
+{
+    struct work *w = t->w;
+    for (int r = 0; r < t->rows; r++) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
-        memset(w->acc[r], 0, (size_t)dim * sizeof(float));
+        memset(w->acc[r], 0, (size_t)t->a->kv->head_dim * sizeof(float));
     }
+    for (int b = begin; b < end; b += BLOCKS) {
+        int n = end - b < BLOCKS ? end - b : BLOCKS;
+        scores(t, b, n);
+        for (int r = 0; r < t->rows; r++)
+            soften(t, r, b, n);
+        values(t, b, n, last);
+    }
+    for (int r = 0; r < t->rows; r++)
+        avx2_attention_fold(w->total[r], w->max[r], w->sum[r], w->acc[r], t->a->kv->head_dim);
 }
 
 static void finish_row(const struct tile *t, int r)
 {
     const struct attention *a = t->a;
-    struct work *w = t->w;
+    float *total = t->w->total[r];
     int dim = a->kv->head_dim, row = t->row + r;
-    float *out;
+    if (!total[1])
+        memset(total + 2, 0, (size_t)dim * sizeof *total);
     if (a->partial) {
-        out = a->partial + (size_t)row * attention_partial_floats(a->kv);
-        out[0] = w->max[r];
-        out[1] = w->sum[r];
-        out += 2;
-    } else {
-        int i = row / a->group, token = a->tokens ? a->tokens[i] : i;
-        int head = a->kv_head * a->group + row % a->group;
-        out = a->out + (size_t)token * a->out_stride + (size_t)(head * dim);
-        shrink_row(w->acc[r], dim, w->sum[r] > 0 ? 1 / w->sum[r] : 0);
+        size_t n = attention_partial_floats(a->kv);
+        memcpy(a->partial + (size_t)row * n, total, n * sizeof *total);
+        return;
     }
-    memcpy(out, w->acc[r], (size_t)dim * sizeof *out);
+    int i = row / a->group, token = a->tokens ? a->tokens[i] : i;
+    int head = a->kv_head * a->group + row % a->group;
+    shrink_row(total + 2, dim, total[1] > 0 ? 1 / total[1] : 0);
+    memcpy(a->out + (size_t)token * a->out_stride + (size_t)(head * dim), total + 2,
+           (size_t)dim * sizeof *total);
 }
 
 static void run_tile(const struct tile *t)
@@ -106,15 +124,14 @@ static void run_tile(const struct tile *t)
         first = w->first[r] < first ? w->first[r] : first;
         last = w->last[r] > last ? w->last[r] : last;
     }
-    int begin = first / KV_BLOCK_TOKENS, end = last / KV_BLOCK_TOKENS + 1;
+    /* chunks begin at fixed places too */
+    int begin = first / KV_BLOCK_TOKENS / BLOCKS * BLOCKS, end = last / KV_BLOCK_TOKENS + 1;
     begin = begin > a->block_begin ? begin : a->block_begin;
     end = end < a->block_end ? end : a->block_end;
-    for (int b = begin; b < end; b += BLOCKS) {
-        int n = end - b < BLOCKS ? end - b : BLOCKS;
-        scores(t, b, n);
-        for (int r = 0; r < t->rows; r++)
-            soften(t, r, b, n);
-        values(t, b, n, last);
+    while (begin < end) {
+        int next = (begin / ATTENTION_SEGMENT + 1) * ATTENTION_SEGMENT;
+        run_segment(t, begin, next < end ? next : end, last);
+        begin = next;
     }
     for (int r = 0; r < t->rows; r++)
         finish_row(t, r);

@@ -14,7 +14,8 @@ enum { ROWS = 12, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
 struct work {
     _Alignas(64) uint32_t q[KERNEL_MAX_HEAD_DIM][ROWS]; /* [dimension][row], scale applied */
     float s[ROWS][CHUNK];
-    float acc[ROWS][KERNEL_MAX_HEAD_DIM];
+    float acc[ROWS][KERNEL_MAX_HEAD_DIM];            /* of this segment */
+    float total[ROWS][2 + KERNEL_MAX_HEAD_DIM];      /* partial of the segments before */
     float kv[KERNEL_MAX_HEAD_DIM * KV_BLOCK_TOKENS]; /* keys [dim][32] or values [32][dim] */
     float q_unit[ROWS], max[ROWS], sum[ROWS];
     int first[ROWS], last[ROWS]; /* positions that the row sees */
@@ -254,22 +255,41 @@ void avx2_attention(const struct attention *a, void *scratch)
 /* --- merging
  * -------------------------------------------------------------------------------------- */
 
+void avx2_attention_fold(float *total, float max, float sum, const float *acc, int dim)
+{
+    if (!(sum > 0))
+        return;
+    if (!(total[1] > 0)) {
+        total[0] = max;
+        total[1] = sum;
+        memcpy(total + 2, acc, (size_t)dim * sizeof *acc);
+        return;
+    }
+    bool rises = max > total[0];
+    float factor = expf(rises ? total[0] - max : max - total[0]);
+    __m256 f = _mm256_set1_ps(factor);
+    for (int d = 0; d < dim; d += 8) {
+        __m256 old = _mm256_loadu_ps(total + 2 + d), add = _mm256_loadu_ps(acc + d);
+        __m256 new = rises ? _mm256_fmadd_ps(old, f, add) : _mm256_fmadd_ps(add, f, old);
+        _mm256_storeu_ps(total + 2 + d, new);
+    }
+    total[1] = rises ? fmaf(total[1], factor, sum) : fmaf(sum, factor, total[1]);
+    if (rises)
+        total[0] = max;
+}
+
 void avx2_attention_merge(const float *const *parts, int n_parts, int n_rows, int head_dim,
                           float *out, size_t out_stride)
 {
+    float total[2 + KERNEL_MAX_HEAD_DIM];
     for (int r = 0; r < n_rows; r++, out += out_stride) {
         size_t at = (size_t)r * (2 + (size_t)head_dim);
-        float max = -INFINITY, sum = 0;
+        total[1] = 0;
         for (int i = 0; i < n_parts; i++)
-            max = fmaxf(max, parts[i][at]);
-        memset(out, 0, (size_t)head_dim * sizeof *out);
-        for (int i = 0; i < n_parts; i++) {
-            const float *p = parts[i] + at;
-            float weight = p[1] > 0 ? expf(p[0] - max) : 0;
-            sum += weight * p[1];
-            if (weight > 0)
-                avx2_axpy(out, weight, p + 2, head_dim);
-        }
-        shrink_row(out, head_dim, sum > 0 ? 1 / sum : 0);
+            avx2_attention_fold(total, parts[i][at], parts[i][at + 1], parts[i] + at + 2, head_dim);
+        if (!(total[1] > 0))
+            memset(total + 2, 0, (size_t)head_dim * sizeof *total);
+        shrink_row(total + 2, head_dim, total[1] > 0 ? 1 / total[1] : 0);
+        memcpy(out, total + 2, (size_t)head_dim * sizeof *out);
     }
 }

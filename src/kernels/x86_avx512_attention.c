@@ -19,8 +19,9 @@ enum { ROWS = 24, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
 struct work {
     _Alignas(64) uint32_t q[KERNEL_MAX_HEAD_DIM][ROWS]; /* [step][row], scale applied */
     float s[ROWS][CHUNK]; /* scores, then weights: pairs or f32, 4 bytes for each step */
-    float acc[ROWS][KERNEL_MAX_HEAD_DIM];
-    float q_unit[ROWS], p_unit[ROWS]; /* what an integer query or weight stands for */
+    float acc[ROWS][KERNEL_MAX_HEAD_DIM];       /* of this segment */
+    float total[ROWS][2 + KERNEL_MAX_HEAD_DIM]; /* partial of the segments before */
+    float q_unit[ROWS], p_unit[ROWS];           /* what an integer query or weight stands for */
     float max[ROWS], sum[ROWS];
     int first[ROWS], last[ROWS]; /* positions that the row sees */
 };
@@ -67,37 +68,33 @@ INLINE __m512 sum_of(enum math math, __m512 a, __m512 b)
 }
 
 /* ahead: the keys of the next block; the processor itself finds the values, which follow the keys.
- */
+ * Even and odd steps are summed apart, so that few rows make chains enough; always, so that a row's
+ * score does not depend on how many there are. */
 INLINE void score_block(enum math math, int rw, const uint8_t *k, const uint32_t *q, int dim,
                         float *s, const char *ahead)
 {
     int bytes = step_bytes(math), steps = math == SINGLES ? dim : dim / 2;
-    __m512 acc[2][8], odd[2][8]; /* odd: a second chain where there are few rows */
+    __m512 even[2][4], odd[2][4];
     UNROLL
     for (int r = 0; r < rw; r++)
-        acc[0][r] = acc[1][r] = odd[0][r] = odd[1][r] = _mm512_setzero_ps();
-    for (int i = 0; i < steps; i += 2, k += 4 * bytes, q += 2 * ROWS) {
-        if (rw < 8)
-            for (int f = 0; f < 4 * bytes; f += 64)
-                _mm_prefetch(ahead + f, _MM_HINT_T0);
-        ahead += 4 * bytes;
+        even[0][r] = even[1][r] = odd[0][r] = odd[1][r] = _mm512_setzero_ps();
+    for (int i = 0; i < steps; i += 2, k += 4 * bytes, q += 2 * ROWS, ahead += 4 * bytes) {
+        for (int f = 0; f < 4 * bytes; f += 64)
+            _mm_prefetch(ahead + f, _MM_HINT_T0);
         UNROLL
         for (int h = 0; h < 2; h++) {
-            __m512 even = step_of(math, k + h * bytes), next = step_of(math, k + (2 + h) * bytes);
+            __m512 step = step_of(math, k + h * bytes), next = step_of(math, k + (2 + h) * bytes);
             UNROLL
             for (int r = 0; r < rw; r++) {
-                acc[h][r] = multiply(math, acc[h][r], even, q[r]);
-                if (rw <= 4)
-                    odd[h][r] = multiply(math, odd[h][r], next, q[ROWS + r]);
-                else
-                    acc[h][r] = multiply(math, acc[h][r], next, q[ROWS + r]);
+                even[h][r] = multiply(math, even[h][r], step, q[r]);
+                odd[h][r] = multiply(math, odd[h][r], next, q[ROWS + r]);
             }
         }
     }
     UNROLL
     for (int r = 0; r < rw; r++) {
-        _mm512_storeu_ps(s + r * CHUNK, sum_of(math, acc[0][r], odd[0][r]));
-        _mm512_storeu_ps(s + r * CHUNK + 16, sum_of(math, acc[1][r], odd[1][r]));
+        _mm512_storeu_ps(s + r * CHUNK, sum_of(math, even[0][r], odd[0][r]));
+        _mm512_storeu_ps(s + r * CHUNK + 16, sum_of(math, even[1][r], odd[1][r]));
     }
 }
 
@@ -172,18 +169,20 @@ INLINE void value_chunk(enum math math, int rv, int nv, const struct values *x)
     {                                                                                              \
         value_chunk(math, rv, nv, x);                                                              \
     }
-#define UP_TO_8(X, ...)                                                                            \
+#define UP_TO_4(X, ...)                                                                            \
     X(__VA_ARGS__, 1)                                                                              \
     X(__VA_ARGS__, 2)                                                                              \
     X(__VA_ARGS__, 3)                                                                              \
-    X(__VA_ARGS__, 4)                                                                              \
+    X(__VA_ARGS__, 4)
+#define UP_TO_8(X, ...)                                                                            \
+    UP_TO_4(X, __VA_ARGS__)                                                                        \
     X(__VA_ARGS__, 5)                                                                              \
     X(__VA_ARGS__, 6)                                                                              \
     X(__VA_ARGS__, 7)                                                                              \
     X(__VA_ARGS__, 8)
-UP_TO_8(SCORE, PAIRS)
-UP_TO_8(SCORE, WORDS)
-UP_TO_8(SCORE, SINGLES)
+UP_TO_4(SCORE, PAIRS)
+UP_TO_4(SCORE, WORDS)
+UP_TO_4(SCORE, SINGLES)
 UP_TO_8(VALUE, PAIRS, 1)
 UP_TO_8(VALUE, PAIRS, 2)
 UP_TO_8(VALUE, PAIRS, 3)
@@ -205,10 +204,10 @@ typedef void value_fn(const struct values *x);
             UP_TO_8(VALUE_NAME, math, 3)                                                           \
         }                                                                                          \
     }
-enum { SCORE_ROWS = 8, VALUE_ROWS = 3, VALUE_VECTORS = 8 };
-static score_fn *const score_fns[][SCORE_ROWS] = {[PAIRS] = {UP_TO_8(SCORE_NAME, PAIRS)},
-                                                  [WORDS] = {UP_TO_8(SCORE_NAME, WORDS)},
-                                                  [SINGLES] = {UP_TO_8(SCORE_NAME, SINGLES)}};
+enum { SCORE_ROWS = 4, VALUE_ROWS = 3, VALUE_VECTORS = 8 };
+static score_fn *const score_fns[][SCORE_ROWS] = {[PAIRS] = {UP_TO_4(SCORE_NAME, PAIRS)},
+                                                  [WORDS] = {UP_TO_4(SCORE_NAME, WORDS)},
+                                                  [SINGLES] = {UP_TO_4(SCORE_NAME, SINGLES)}};
 static value_fn *const value_fns[][VALUE_ROWS][VALUE_VECTORS] = {
     [PAIRS] = VALUE_NAMES(PAIRS), [WORDS] = VALUE_NAMES(WORDS), [SINGLES] = VALUE_NAMES(SINGLES)};
 

@@ -4,14 +4,13 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "kernels/kernels.h"
 
 enum {
-    COLUMNS = 64,          /* query rows (tokens x heads of a group) of a piece of prefill */
-    UNITS_PER_THREAD = 4,  /* a piece for one head costs at most this share of a thread's work */
-    MIN_SPLIT_BLOCKS = 4,  /* a shorter range of blocks is not worth a merge */
-    MIN_SHARED_BLOCKS = 2, /* neither is a shorter shared prefix */
-    SMALL = 4,      /* tokens of a sequence; longer chunks reuse a block well by themselves */
-    BLOCK_COST = 8, /* reading a block, in query rows that use it */
+    COLUMNS = 64,         /* query rows (tokens x heads of a group) of a piece of prefill */
+    UNITS_PER_THREAD = 4, /* a piece for one head costs at most this share of a thread's work */
+    SMALL = 4,            /* tokens of a sequence; longer chunks reuse a block well by themselves */
+    BLOCK_COST = 8,       /* reading a block, in query rows that use it */
 };
 
 int plan_init(struct plan *p, int max_tokens, struct err *e)
@@ -61,9 +60,11 @@ static int min_int(int a, int b)
     return a < b ? a : b;
 }
 
+/* The first block of the first segment that a query at pos sees. */
 static int first_block(const struct plan_shape *s, int pos)
 {
-    return s->window && pos >= s->window ? (pos - s->window + 1) / KV_BLOCK_TOKENS : 0;
+    int first = s->window && pos >= s->window ? (pos - s->window + 1) / KV_BLOCK_TOKENS : 0;
+    return first / ATTENTION_SEGMENT * ATTENTION_SEGMENT;
 }
 
 static int end_block(const struct batch_seq *s)
@@ -117,25 +118,28 @@ static void add_whole(struct planner *pl, const struct batch_seq *seq, int first
     }
 }
 
-/* How many pieces a range of blocks is cut into. */
-static int n_splits(const struct planner *pl, int n_tokens, int n_blocks)
+/* How many segments blocks [begin, end) lie in. */
+static int n_segments(int begin, int end)
 {
-    int64_t n = (cost(pl->shape, n_tokens, n_blocks) + pl->piece_cost - 1) / pl->piece_cost;
-    int most = n_blocks / MIN_SPLIT_BLOCKS;
-    if (pl->shape->n_threads == 1 || most < 1)
-        return 1;
-    return n < most ? (int)n : most;
+    return (end + ATTENTION_SEGMENT - 1) / ATTENTION_SEGMENT - begin / ATTENTION_SEGMENT;
 }
 
-/* Partial pieces: the range in n_splits pieces. Returns how many. */
+/* Whether blocks [begin, end) are too much for one piece. */
+static bool worth_splitting(const struct planner *pl, int n_tokens, int begin, int end)
+{
+    return pl->shape->n_threads > 1 && n_segments(begin, end) > 1 &&
+           cost(pl->shape, n_tokens, end - begin) > pl->piece_cost;
+}
+
+/* Partial pieces: the range cut into its segments. Returns how many. */
 static int add_partial(struct planner *pl, struct plan_piece range)
 {
     struct plan *p = pl->plan;
-    int begin = range.block_begin, blocks = range.block_end - begin;
-    int n = n_splits(pl, range.n_tokens, blocks);
-    for (int i = 0; i < n; i++) {
-        range.block_begin = begin + (int)((int64_t)blocks * i / n);
-        range.block_end = begin + (int)((int64_t)blocks * (i + 1) / n);
+    int begin = range.block_begin, end = range.block_end;
+    int n = n_segments(begin, end);
+    for (; begin < end; begin += ATTENTION_SEGMENT) {
+        range.block_begin = begin;
+        range.block_end = min_int(begin + ATTENTION_SEGMENT, end);
         range.partial = p->n_partials;
         p->n_partials += range.n_tokens;
         add_piece(p, range);
@@ -159,13 +163,14 @@ static void add_merges(struct plan *p, int token, int n_tokens, struct rows shar
     }
 }
 
-/* How many leading blocks two sequences share that lie before the new tokens of both. */
+/* How many leading blocks, in whole segments, two sequences share that lie before the new tokens of
+ * both. */
 static int shared_blocks(const struct batch_seq *a, const struct batch_seq *b)
 {
     int most = min_int(a->pos, b->pos) / KV_BLOCK_TOKENS, n = 0;
     while (n < most && a->blocks[n] == b->blocks[n])
         n++;
-    return n;
+    return n / ATTENTION_SEGMENT * ATTENTION_SEGMENT;
 }
 
 /* Sequences with a prefix in common with `leader`: into plan.members, the leader first. */
@@ -185,7 +190,7 @@ static struct group find_group(struct planner *pl, int leader)
         if (p->planned[i] || pl->seqs[i].n_tokens > SMALL)
             continue;
         int n = shared_blocks(&pl->seqs[leader], &pl->seqs[i]);
-        if (n < MIN_SHARED_BLOCKS || n < g.shared / 2)
+        if (!n || n < g.shared / 2)
             continue;
         g.shared = g.shared ? min_int(g.shared, n) : n;
         g.n_tokens += pl->seqs[i].n_tokens;
@@ -194,19 +199,20 @@ static struct group find_group(struct planner *pl, int leader)
     return g;
 }
 
-static int own_blocks(const struct planner *pl, const struct batch_seq *s, int shared)
+/* Where the blocks of a sequence after the shared ones begin. */
+static int own_begin(const struct planner *pl, const struct batch_seq *s, int shared)
 {
     int first = first_block(pl->shape, s->pos);
-    return end_block(s) - (first > shared ? first : shared);
+    return first > shared ? first : shared;
 }
 
 /* Whether the partial rows of a group fit beside those already planned. */
 static bool fits(const struct planner *pl, const struct group *g)
 {
-    int n = g->shared ? g->n_tokens * n_splits(pl, g->n_tokens, g->shared) : 0;
+    int n = g->n_tokens * n_segments(0, g->shared);
     for (int i = 0; i < g->n_members; i++) {
         const struct batch_seq *s = &pl->seqs[pl->plan->members[i]];
-        n += s->n_tokens * n_splits(pl, s->n_tokens, own_blocks(pl, s, g->shared));
+        n += s->n_tokens * n_segments(own_begin(pl, s, g->shared), end_block(s));
     }
     return pl->plan->n_partials + n <= PLAN_MAX_PARTIALS;
 }
@@ -216,11 +222,11 @@ static void plan_member(struct planner *pl, int index, struct group g, struct ro
 {
     struct plan *p = pl->plan;
     const struct batch_seq *s = &pl->seqs[index];
-    int first = first_block(pl->shape, s->pos), token = p->starts[index];
+    int token = p->starts[index];
     struct rows own = {p->n_partials, 0, s->n_tokens};
     own.n = add_partial(pl, (struct plan_piece){
                                 .table = s->blocks,
-                                .block_begin = first > g.shared ? first : g.shared,
+                                .block_begin = own_begin(pl, s, g.shared),
                                 .block_end = end_block(s),
                                 .first = token,
                                 .n_tokens = s->n_tokens,
@@ -237,8 +243,8 @@ static void plan_group(struct planner *pl, int leader)
         g = (struct group){1, seq->n_tokens, 0};
     for (int i = 0; i < g.n_members; i++)
         p->planned[p->members[i]] = 1;
-    bool split = n_splits(pl, seq->n_tokens, own_blocks(pl, seq, 0)) > 1 &&
-                 seq->n_tokens <= SMALL && fits(pl, &g);
+    bool split = seq->n_tokens <= SMALL && fits(pl, &g) &&
+                 worth_splitting(pl, seq->n_tokens, own_begin(pl, seq, 0), end_block(seq));
     if (!g.shared && !split) {
         add_whole(pl, seq, p->starts[leader]);
         return;

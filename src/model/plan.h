@@ -1,13 +1,14 @@
 /* plan.h - cuts the attention of a step into pieces of work, once for all layers.
  *
  * A piece is some query tokens against a range of KV blocks; every piece is run for each KV head.
- * Long prompts are cut by queries. A few queries over a long context are cut by blocks, so that all
- * threads find work. Blocks that several sequences share as a prefix are read once, for all of
- * them. Tokens that more than one piece serves get partial results, which a second phase merges.
+ * Long prompts are cut by queries. A few queries over a long context are cut into segments of
+ * blocks (ATTENTION_SEGMENT), so that all threads find work. Segments that several sequences share
+ * as a prefix are read once, for all of them. Tokens that more than one piece serves get partial
+ * results, which a second phase merges.
  *
  *   tokens of the batch   0 1 2 3 4 | 5 | 6          three sequences, 5 and 6 share blocks a, b
  *   pieces                [0..4] x own blocks        finished at once
- *                         [5, 6] x a, b              partial \  merged
+ *                         [5, 6] x segment a b       partial \  merged
  *                         [5] x own, [6] x own       partial /
  */
 #pragma once

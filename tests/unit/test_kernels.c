@@ -329,7 +329,7 @@ static void reference(const struct scene *s, int i, int head, double *out)
         out[d] /= sum;
 }
 
-/* Whole, or in three parts that are merged. */
+/* Whole, or a part for each segment, merged. */
 static void run_attention(const struct kernels *k, struct scene *s, float *out, bool split)
 {
     int dim = s->kv.head_dim, heads = s->kv.n_heads * s->group, rows = s->n_tokens * s->group;
@@ -337,7 +337,9 @@ static void run_attention(const struct kernels *k, struct scene *s, float *out, 
     size_t scratch_bytes = attention_scratch_bytes(&s->kv), stride = (size_t)(heads * dim);
     void *scratch = guarded(scratch_bytes, KERNEL_ALIGN);
     size_t part = (size_t)rows * attention_partial_floats(&s->kv);
-    float *parts = guarded(3 * part * sizeof *parts, sizeof *parts);
+    int n_parts = (n_blocks + ATTENTION_SEGMENT - 1) / ATTENTION_SEGMENT;
+    size_t parts_bytes = (size_t)n_parts * part * sizeof(float);
+    float *parts = guarded(parts_bytes, sizeof *parts);
     for (int h = 0; h < s->kv.n_heads; h++) {
         struct attention a = {
             .kv = &s->kv,
@@ -362,24 +364,45 @@ static void run_attention(const struct kernels *k, struct scene *s, float *out, 
             continue;
         }
         a.out = NULL;
-        for (int i = 0; i < 3; i++) {
-            a.block_begin = n_blocks * i / 3;
-            a.block_end = n_blocks * (i + 1) / 3;
+        for (int i = 0; i < n_parts; i++) {
+            a.block_begin = ATTENTION_SEGMENT * i;
+            a.block_end = a.block_begin + ATTENTION_SEGMENT;
+            a.block_end = a.block_end < n_blocks ? a.block_end : n_blocks;
             a.partial = parts + (size_t)i * part;
             k->attention(&a, scratch);
         }
         for (int i = 0; i < s->n_tokens; i++) {
-            const float *p[3];
-            for (int j = 0; j < 3; j++)
+            const float *p[8];
+            for (int j = 0; j < n_parts; j++)
                 p[j] = parts + (size_t)j * part +
                        (size_t)(i * s->group) * attention_partial_floats(&s->kv);
-            k->attention_merge(p, 3, s->group, dim,
+            k->attention_merge(p, n_parts, s->group, dim,
                                out + (size_t)s->tokens[i] * stride + (size_t)(h * s->group * dim),
                                (size_t)dim);
         }
     }
-    unguard(parts, 3 * part * sizeof *parts);
+    unguard(parts, parts_bytes);
     unguard(scratch, scratch_bytes);
+}
+
+/* A row's result does not depend on what is computed beside it, nor on how it is cut. */
+static void check_same_bits(const struct kernels *k, struct scene *s, const float *together)
+{
+    int heads = s->kv.n_heads * s->group;
+    size_t row = (size_t)(heads * s->kv.head_dim), n = row * (size_t)s->n_tokens;
+    float *out = guarded(n * sizeof *out, sizeof *out);
+    run_attention(k, s, out, true);
+    assert_memory_equal(out, together, n * sizeof *out);
+    memset(out, 0, n * sizeof *out);
+    for (int i = 0; i < s->n_tokens; i++) {
+        struct scene alone = *s;
+        alone.n_tokens = 1;
+        alone.tokens[0] = s->tokens[i];
+        alone.pos[0] = s->pos[i];
+        run_attention(k, &alone, out, i % 2);
+    }
+    assert_memory_equal(out, together, n * sizeof *out);
+    unguard(out, n * sizeof *out);
 }
 
 /* Largest error allowed on values of size 1: the rounding of keys, values, queries and weights. */
@@ -407,6 +430,8 @@ static void check_attention(const struct kernels *k, struct rng *r, struct scene
                             k->name, kv_type_name(s.kv.type), dim, s.n_keys, s.n_tokens, s.group,
                             s.window, split, i, h, d, (double)got[d], want[d]);
             }
+        if (!split)
+            check_same_bits(k, &s, out);
         unguard(out, n * sizeof *out);
     }
     free_scene(&s);
