@@ -64,7 +64,7 @@ extern const char *const load_kv_types[];
         {"kv-type",                                                                                \
          OPT_ENUM,                                                                                 \
          LOAD_AT(at, kv_type),                                                                     \
-         "f16",                                                                                    \
+         "bf16",                                                                                   \
          "TYPE",                                                                                   \
          "How keys and values are kept.",                                                          \
          .choices = load_kv_types},                                                                \

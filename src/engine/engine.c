@@ -641,6 +641,8 @@ int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id
     int rc = seq_new(&q, r, &g->limits, e);
     if (rc)
         return rc;
+    /* an answer that goes on with ordinary text keeps its leading space */
+    q->stream.in_text = !tokenizer_is_special(g->o.tokenizer, r->prompt[r->n_prompt - 1]);
     pthread_mutex_lock(&g->lock);
     rc = let_in(g, q, e);
     if (!rc) {

@@ -131,6 +131,11 @@ int tokenizer_n_vocab(const struct tokenizer *t)
     return FAKE_VOCAB;
 }
 
+bool tokenizer_is_special(const struct tokenizer *t, int32_t id)
+{
+    return tokenizer_is_eog(t, id);
+}
+
 bool tokenizer_is_eog(const struct tokenizer *t, int32_t id)
 {
     return id == FAKE_EOG;
