@@ -11,7 +11,7 @@ struct list_options {
 
 static const struct opt opts[] = {
     {"model-dir", OPT_STR, offsetof(struct list_options, model_dir), NULL, "DIR",
-     "Where models are kept. The default is $TERRACE_MODELS or ~/.terrace/models."},
+     "Where models are kept. The default is ~/.terrace/models."},
     {NULL},
 };
 

@@ -12,7 +12,7 @@ struct pull_options {
 
 static const struct opt opts[] = {
     {"model-dir", OPT_STR, offsetof(struct pull_options, model_dir), NULL, "DIR",
-     "Where models are kept. The default is $TERRACE_MODELS or ~/.terrace/models."},
+     "Where models are kept. The default is ~/.terrace/models."},
     {"hf-endpoint", OPT_STR, offsetof(struct pull_options, hf_endpoint), NULL, "URL",
      "A mirror of https://huggingface.co; HF_ENDPOINT is heeded too."},
     {"ollama-endpoint", OPT_STR, offsetof(struct pull_options, ollama_endpoint), NULL, "URL",

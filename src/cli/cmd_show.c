@@ -13,7 +13,7 @@ struct show_options {
 
 static const struct opt opts[] = {
     {"model-dir", OPT_STR, offsetof(struct show_options, model_dir), NULL, "DIR",
-     "Where models are kept. The default is $TERRACE_MODELS or ~/.terrace/models."},
+     "Where models are kept. The default is ~/.terrace/models."},
     {"tensors", OPT_BOOL, offsetof(struct show_options, tensors), NULL, NULL,
      "Also list every tensor with its type and shape.", .letter = 't'},
     {NULL},

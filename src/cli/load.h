@@ -30,12 +30,8 @@ extern const char *const load_kv_types[];
  */
 #define LOAD_AT(at, field) ((at) + offsetof(struct load_options, field))
 #define LOAD_OPTS(at)                                                                              \
-    {"model-dir",                                                                                  \
-     OPT_STR,                                                                                      \
-     LOAD_AT(at, model_dir),                                                                       \
-     NULL,                                                                                         \
-     "DIR",                                                                                        \
-     "Where models are kept. The default is $TERRACE_MODELS or ~/.terrace/models."},               \
+    {"model-dir", OPT_STR, LOAD_AT(at, model_dir),                                                 \
+     NULL,        "DIR",   "Where models are kept. The default is ~/.terrace/models."},            \
         {"threads",                                                                                \
          OPT_INT,                                                                                  \
          LOAD_AT(at, threads),                                                                     \

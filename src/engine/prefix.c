@@ -337,6 +337,29 @@ void prefix_ref(struct prefix *p, int32_t block)
     heap_del(p, block);
 }
 
+/* Whether node a holds all tokens of its sibling b. */
+static bool covers(const struct prefix *p, int32_t a, int32_t b)
+{
+    int n = p->nodes[b].n_tokens;
+    return a != b && p->nodes[a].n_tokens >= n && common(tokens_of(p, a), tokens_of(p, b), n) == n;
+}
+
+/* A tail that a sibling covers brings nothing: without this, a request that is repeated would leave
+ * one more block each time. Looks at `block`, which nobody holds any more, and its siblings. */
+static void drop_covered(struct prefix *p, int32_t block)
+{
+    int32_t next;
+    for (int32_t b = *children(p, p->nodes[block].parent); b != NONE; b = next) {
+        next = p->nodes[b].next;
+        if (!is_full(p, block) && covers(p, b, block)) {
+            unlink_leaf(p, block);
+            return;
+        }
+        if (!is_full(p, b) && !p->kv->ref[b] && covers(p, block, b))
+            unlink_leaf(p, b);
+    }
+}
+
 void prefix_unref(struct prefix *p, int32_t block)
 {
     kv_unref(p->kv, block);
@@ -344,6 +367,7 @@ void prefix_unref(struct prefix *p, int32_t block)
         return;
     p->nodes[block].used = ++p->tick;
     heap_offer(p, block);
+    drop_covered(p, block);
 }
 
 int prefix_available(const struct prefix *p)

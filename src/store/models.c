@@ -17,11 +17,8 @@ const char models_default[] = "smollm2:135m";
 
 void models_dir(struct buf *out)
 {
-    const char *dir = getenv("TERRACE_MODELS"), *home = getenv("HOME");
-    if (dir && *dir)
-        buf_adds(out, dir);
-    else
-        buf_addf(out, "%s/.terrace/models", home && *home ? home : ".");
+    const char *home = getenv("HOME");
+    buf_addf(out, "%s/.terrace/models", home && *home ? home : ".");
 }
 
 static bool part_ok(struct str s)

@@ -13,7 +13,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 
-/* $TERRACE_MODELS, or ~/.terrace/models. Appends to out. */
+/* Where models are unless --model-dir says otherwise: ~/.terrace/models. Appends to out. */
 void models_dir(struct buf *out);
 
 /* The model that `serve` takes when none is named. */

@@ -115,11 +115,27 @@ static int twin_partial(const struct program *p, int salt, const int32_t *tokens
     return best;
 }
 
+/* Whether a holds all that b holds, at the same place. */
+static bool twin_covers(const struct twin_block *a, const struct twin_block *b)
+{
+    return a != b && a->kept && a->salt == b->salt && a->n_before == b->n_before && a->n >= b->n &&
+           memcmp(a->chain, b->chain, (size_t)(b->n_before + b->n) * sizeof *b->chain) == 0;
+}
+
 static void twin_unref(struct program *p, int32_t b)
 {
     struct twin_block *t = &p->blocks[b];
-    if (--t->held == 0 && t->kept)
-        t->used = ++p->tick;
+    if (--t->held || !t->kept)
+        return;
+    t->used = ++p->tick;
+    for (int i = 0; i < p->kv.n_blocks; i++)
+        if (t->n < BLOCK && twin_covers(&p->blocks[i], t))
+            t->kept = false;
+    for (int i = 0; i < p->kv.n_blocks && t->kept; i++) {
+        struct twin_block *c = &p->blocks[i];
+        if (c->kept && !c->held && c->n < BLOCK && twin_covers(t, c))
+            c->kept = false;
+    }
 }
 
 /* Operations, on both. */
