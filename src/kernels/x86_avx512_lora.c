@@ -6,7 +6,11 @@
 #include "kernels/x86.h"
 #include "tensor/type.h"
 
-enum { GROUP = 6 }; /* most tokens of a pass */
+enum {
+    GROUP = 6,    /* most tokens of a pass */
+    AHEAD = 4096, /* bytes that B is fetched before its use: its streams are too short for the
+                     processor to see them, and this nearly doubles the speed for one token */
+};
 
 INLINE __m512 dot2(__m512 sum, __m512i a, __m512i b)
 {
@@ -85,8 +89,11 @@ INLINE void expand_pass(int tiles, int w, const struct lora_expand *x, int row, 
     size_t tile = (size_t)LORA_TILE * (size_t)x->rank;
     for (int r = 0; r < x->rank; r += 2, b += 2 * LORA_TILE) {
         __m512i b0 = _mm512_load_si512(b), b1 = b0;
-        if (tiles == 2)
+        _mm_prefetch((const char *)b + AHEAD, _MM_HINT_T0);
+        if (tiles == 2) {
             b1 = _mm512_load_si512(b + tile);
+            _mm_prefetch((const char *)(b + tile) + AHEAD, _MM_HINT_T0);
+        }
         UNROLL
         for (int i = 0; i < w; i++) {
             __m512i v = broadcast2(h + (size_t)i * x->h_stride + r);

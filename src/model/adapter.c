@@ -59,27 +59,30 @@ static int claim_outputs(const struct adapter_parts *p, const struct adapter_par
     return 0;
 }
 
-/* Places one layer in the block of numbers. */
+/* Places one layer in the block of numbers, in the order in which a step reads them. */
 static void lay_out(struct adapter_layer *l, const struct hparams *hp,
                     const struct adapter_part *const *by_output, uint16_t *base, size_t *used)
 {
     for (int out = 0; out < LORA_OUTPUTS; out++) {
         const struct adapter_part *part = by_output[out];
         enum lora_input in = lora_input_of((enum lora_output)out);
-        l->out[out].rank = part ? even(part->rank) : 0;
-        l->out[out].h_begin = 0;
         if (!part)
             continue;
         bool shared = out > 0 && by_output[out - 1] == part; /* a fused weight: one A */
+        l->out[out].rank = even(part->rank);
         l->out[out].h_begin = shared ? l->out[out - 1].h_begin : l->in[in].rank;
         l->in[in].rank += shared ? 0 : l->out[out].rank;
-        l->out[out].b = take(
-            base, used, lora_b_elems(l->out[out].rank, lora_n_rows(hp, (enum lora_output)out)));
     }
-    for (int in = 0; in < LORA_INPUTS; in++)
+    for (int in = 0; in < LORA_INPUTS; in++) {
         if (l->in[in].rank)
             l->in[in].a = take(base, used,
                                lora_a_elems(l->in[in].rank, lora_n_cols(hp, (enum lora_input)in)));
+        for (int out = 0; out < LORA_OUTPUTS; out++)
+            if (lora_input_of((enum lora_output)out) == (enum lora_input)in && l->out[out].rank)
+                l->out[out].b =
+                    take(base, used,
+                         lora_b_elems(l->out[out].rank, lora_n_rows(hp, (enum lora_output)out)));
+    }
 }
 
 static size_t lay_out_all(struct adapter *a, const struct hparams *hp,
