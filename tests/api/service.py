@@ -25,13 +25,16 @@ def model_path():
 
 
 class Service:
-    """`with Service() as s:` serves until the block ends; s.url is without a path."""
+    """`with Service() as s:` serves until the block ends; s.url is without a path. The model is the
+    small real one unless a file is given."""
 
-    def __init__(self, *args, limit_s=600):
+    def __init__(self, *args, limit_s=600, file=None):
         self.args, self.limit_s, self.log, self.lines = args, limit_s, [], queue.Queue()
+        self.file = file
 
     def __enter__(self):
-        command = [TERRACE, "serve", "--model", model_path(), "--port", "0", *map(str, self.args)]
+        model = self.file or model_path()
+        command = [TERRACE, "serve", "--model", model, "--port", "0", *map(str, self.args)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         threading.Thread(target=self._read, daemon=True).start()
         self.killer = threading.Timer(self.limit_s, self.process.kill)
