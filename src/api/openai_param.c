@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "api/openai_parse.h"
+#include "api/persona.h"
 
 #define REQ(member) offsetof(struct chat_request, member)
 #define GEN(member) offsetof(struct chat_request, gen.member)
@@ -166,6 +167,16 @@ static int read_user(struct chat_request *r, const struct openai_param *p, const
     return 0;
 }
 
+static int read_persona(struct chat_request *r, const struct openai_param *p, const json_t *v,
+                        struct err *e)
+{
+    if (!json_is_string(v) ||
+        !persona_name_ok((struct str){json_string_value(v), json_string_length(v)}))
+        return openai_bad(e, p->name, "the name of a persona", v);
+    r->persona = json_string_value(v);
+    return 0;
+}
+
 static int read_documents(struct chat_request *r, const struct openai_param *p, const json_t *v,
                           struct err *e)
 {
@@ -271,6 +282,7 @@ static int read_content(struct chat_request *r, const struct openai_param *p, co
 /* Rows are read in this order, so a row may rely on the ones above it. */
 const struct openai_param openai_params[] = {
     {"model", ALL, PARAM_CUSTOM, .fn = read_model},
+    {"persona", CHAT, PARAM_CUSTOM, .fn = read_persona},
     {"messages", CHAT | TOKENIZE, PARAM_CUSTOM, .fn = openai_read_messages},
     {"prompt", TEXT | TOKENIZE, PARAM_CUSTOM, .fn = read_prompt},
     {"content", TOKENIZE, PARAM_CUSTOM, .fn = read_content},

@@ -78,8 +78,9 @@ struct chat_request {
 
     const char *model; /* NULL: the default model */
     struct gen_params gen;
-    const char *user; /* whom the client asks for, NULL: did not say */
-    double timeout_s; /* 0: none */
+    const char *persona; /* whose messages come before these, NULL: none */
+    const char *user;    /* whom the client asks for, NULL: did not say */
+    double timeout_s;    /* 0: none */
     bool stream;
     bool include_usage;    /* a usage chunk at the end of the stream */
     bool continuous_usage; /* usage in every chunk */

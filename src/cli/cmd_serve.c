@@ -19,6 +19,7 @@ struct serve_options {
     const char *config, *model, *host, *tls_cert, *tls_key;
     int64_t port, drain_ms, max_connections;
     uint64_t max_body;
+    const char *state_dir;
     int log_level, log_format;
     bool check_config, insecure;
 };
@@ -43,6 +44,10 @@ static const struct opt opts[] = {
     {"tls-cert", OPT_STR, AT(tls_cert), NULL, "FILE", "Certificate chain in PEM: serve HTTPS."},
     {"tls-key", OPT_STR, AT(tls_key), NULL, "FILE", "Private key of the certificate, in PEM."},
     LOAD_OPTS(AT(load)),
+    {"persona-budget", OPT_BYTES, AT(load.persona_budget), "0", "SIZE",
+     "KV cache that pinned personas may hold; 0 takes a tenth of it."},
+    {"state-dir", OPT_STR, AT(state_dir), NULL, "DIR",
+     "Where personas outlive the process. The default is ~/.terrace/state."},
     {"max-body", OPT_BYTES, AT(max_body), "64MiB", "SIZE", "Largest request body.", .min = 1024,
      .max = 0x1p32},
     {"max-connections", OPT_INT, AT(max_connections), "10000", "N", "Most open connections.",
@@ -143,6 +148,17 @@ static bool is_loopback(const char *host)
            strcmp(host, "localhost") == 0;
 }
 
+static char *state_dir(const struct serve_options *o)
+{
+    struct buf dir = {0};
+    const char *home = getenv("HOME");
+    if (o->state_dir)
+        buf_adds(&dir, o->state_dir);
+    else
+        buf_addf(&dir, "%s/.terrace/state", home && *home ? home : ".");
+    return buf_take(&dir);
+}
+
 static int open_server(struct service *s, struct err *e)
 {
     const struct serve_options *o = s->o;
@@ -162,7 +178,11 @@ static int open_server(struct service *s, struct err *e)
     so.http.key_file = o->tls_key;
     so.http.max_body_bytes = o->max_body;
     so.http.max_connections = (int)o->max_connections;
-    return server_new(&s->server, &so, e);
+    char *dir = state_dir(o);
+    so.state_dir = dir;
+    int rc = server_new(&s->server, &so, e);
+    free(dir);
+    return rc;
 }
 
 static int serve(const struct command *c, const struct serve_options *o)

@@ -236,6 +236,19 @@ static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
     kv_mem_copy(l->kv, to, from, n_tokens);
 }
 
+/* Pins take no block that the longest sequence needs. */
+static int pin_blocks(const struct loaded *l, const struct load_options *o)
+{
+    uint64_t wanted = o->persona_budget ? o->persona_budget / model_info(l->model)->kv_block_bytes
+                                        : (uint64_t)l->n_blocks / 10;
+    int spare = l->n_blocks - (l->n_ctx + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    if (wanted <= (uint64_t)spare)
+        return (int)wanted;
+    log_info("load", "personas get %d KV blocks, not %llu: the rest is for one full context", spare,
+             (unsigned long long)wanted);
+    return spare;
+}
+
 int load_engine(const struct loaded *l, const struct load_options *o, engine_sink_fn *sink,
                 void *sink_arg, struct engine **out, struct err *e)
 {
@@ -256,6 +269,7 @@ int load_engine(const struct loaded *l, const struct load_options *o, engine_sin
         .step_ms = (int)o->step_ms,
         .step_deadline_ms = o->step_deadline_ms,
         .prefix_cache = o->prefix_cache,
+        .max_pinned_blocks = pin_blocks(l, o),
         .sink = sink,
         .sink_arg = sink_arg,
     };

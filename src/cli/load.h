@@ -20,6 +20,7 @@ struct load_options {
     uint64_t memory_limit; /* 0: what the machine allows */
     int kv_type;           /* enum kv_type */
     bool pack_cache, prefix_cache;
+    uint64_t persona_budget; /* bytes of KV cache for pinned prompts, 0: a tenth of it */
     int64_t stall_ms, load_deadline_ms, step_ms, step_deadline_ms;
     int64_t max_running, max_queue;
 };

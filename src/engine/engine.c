@@ -390,6 +390,7 @@ static void publish_stats(struct engine *g)
     s.blocks_free = g->blocks.kv.n_free;
     s.blocks_cached = g->blocks.kv.n_cached;
     s.blocks_held = kv_held(&g->blocks.kv);
+    s.blocks_pin_limit = g->o.max_pinned_blocks;
     s.blocks_pinned = g->blocks.n_pinned;
     s.preemptions = g->sched.n_preemptions;
     s.evictions = g->blocks.prefix.n_evicted;

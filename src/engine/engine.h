@@ -173,7 +173,8 @@ void engine_forget_all(struct engine *g);
 struct engine_stats {
     int running, waiting; /* waiting: queued, preempted, or just handed in */
     int blocks_total, blocks_free, blocks_cached, blocks_held;
-    int blocks_pinned; /* references of pins: two pins may hold the same block */
+    int blocks_pin_limit; /* max_pinned_blocks as it is in force */
+    int blocks_pinned;    /* references of pins: two pins may hold the same block */
     /* since the start; prompt_tokens of started requests, cached_tokens of them came from the cache
      */
     uint64_t steps, prompt_tokens, generated_tokens, cached_tokens, preemptions, requests_done;

@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "server/job.h"
+#include "server/persona.h"
 #include "server/terms.h"
 
 enum {
@@ -72,6 +73,10 @@ static void prepare(struct job *j, const char *body, size_t n)
     int rc = openai_parse(&j->req, j->endpoint, body, n, &j->err);
     if (rc) {
         refuse(j, openai_status(rc), NULL);
+        return;
+    }
+    if (j->req.persona && personas_apply(j->server->personas, &j->req, &j->err)) {
+        refuse(j, 404, "persona_not_found");
         return;
     }
     int64_t n_choices = (int64_t)j->req.n_prompts * j->req.gen.n;
@@ -198,7 +203,7 @@ static void fill_request(const struct choice *c, struct engine_request *out,
         .tenant = j->tenant,
         .priority = (int)g->priority,
         .deadline_ms = j->deadline_ms,
-        .user = (void *)c,
+        .user = (void *)&c->user,
     };
     /* choices of one prompt must differ, and each must be repeatable */
     out->sampling.has_seed = g->has_seed;
@@ -243,7 +248,8 @@ static void make_choices(struct job *j)
     j->n_choices = n * j->n_prompts;
     j->choices = xcalloc((size_t)j->n_choices, sizeof *j->choices);
     for (int i = 0; i < j->n_choices; i++)
-        j->choices[i] = (struct choice){.job = j, .index = i, .prompt = i / n, .stop_id = -1};
+        j->choices[i] = (struct choice){
+            .user = {job_event}, .job = j, .index = i, .prompt = i / n, .stop_id = -1};
 }
 
 static void make_head(struct job *j)

@@ -4,6 +4,7 @@
 #include "server/service.h"
 
 struct choice {
+    struct engine_user user;
     struct job *job;
     int index;
     int prompt;                  /* of job->prompts */
@@ -60,6 +61,6 @@ void job_tick(struct job *j);   /* about once a second */
 void job_closed(struct job *j); /* its exchange is over */
 
 /* stream.c: events to the client */
-void job_event(struct choice *c, const struct engine_event *ev);
+void job_event(struct engine_user *choice, const struct engine_event *ev);
 void job_begin_stream(struct job *j);
 void job_drain(struct http_req *r); /* http_req.on_drain */

@@ -184,6 +184,8 @@ static const struct engine_metric engine_metrics[] = {
      "Tokens that went through the model, recomputation included.", STAT_U64, AT(computed_tokens)},
     {"terrace_kv_block_evictions_total", "counter", "Cached blocks given up for new ones.",
      STAT_U64, AT(evictions)},
+    {"terrace_kv_blocks_pin_limit", "gauge", "Most blocks that pinned prompts may refer to.",
+     STAT_INT, AT(blocks_pin_limit)},
     {"terrace_kv_blocks_pinned", "gauge", "Blocks that pinned prompts refer to.", STAT_INT,
      AT(blocks_pinned)},
 };

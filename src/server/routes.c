@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "server/job.h"
+#include "server/persona.h"
 
 struct route {
     const char *method;
@@ -18,6 +19,12 @@ static const struct route routes[] = {
     {"POST", "/v1/completions", handle_completion},
     {"GET", "/v1/models", handle_models},
     {"GET", "/v1/models/*", handle_model},
+    {"POST", "/v1/personas", handle_persona_put},
+    {"GET", "/v1/personas", handle_personas},
+    {"DELETE", "/v1/personas", handle_personas_delete},
+    {"GET", "/v1/personas/*", handle_persona},
+    {"DELETE", "/v1/personas/*", handle_persona_delete},
+    {"POST", "/reset_prefix_cache", handle_reset_prefix_cache},
     {"POST", "/tokenize", handle_tokenize},
     {"POST", "/detokenize", handle_detokenize},
     {"GET", "/health", handle_health},
@@ -132,6 +139,8 @@ static void exchange_closed(struct http_req *r, bool complete)
               (double)(clock_ns() - x->start_ns) / 1e6, complete ? "" : ", client gone");
     if (x->job)
         job_closed(x->job);
+    if (x->persona)
+        personas_client_gone(x->persona);
 }
 
 /* No route has this method and path: which methods does the path know? */

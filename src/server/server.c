@@ -1,4 +1,5 @@
 #include "server/job.h"
+#include "server/persona.h"
 
 #include <ctype.h>
 #include <inttypes.h>
@@ -76,6 +77,7 @@ static void attach_on_loop(void *arg)
     }
     atomic_store_explicit(end, m, memory_order_release);
     log_info("server", "serving %s, context %d", m->name, m->model.n_ctx);
+    personas_lost(a->server->personas, m);
     free(a);
 }
 
@@ -105,8 +107,10 @@ static void take_events(void *arg)
     s->inbox = NULL;
     s->inbox_tail = &s->inbox;
     pthread_mutex_unlock(&s->inbox_lock);
-    for (const struct engine_event *ev = list; ev; ev = ev->next)
-        job_event(ev->user, ev);
+    for (const struct engine_event *ev = list; ev; ev = ev->next) {
+        struct engine_user *u = ev->user;
+        u->take(u, ev);
+    }
     engine_events_free(list);
 }
 
@@ -127,7 +131,7 @@ void server_sink(void *arg, struct engine_event *list)
 
 /* ---- life ---- */
 
-/* Runs while there are jobs: late stream heads, and the end of the drain. */
+/* Late stream heads, and the end of the drain. */
 static void tick(void *arg)
 {
     struct server *s = arg;
@@ -135,6 +139,7 @@ static void tick(void *arg)
         next = j->next;
         job_tick(j);
     }
+    personas_advance(s->personas);
     if (!s->http && (!s->jobs || clock_ms() >= s->give_up_ms)) {
         if (s->jobs)
             log_error("server", "leaving with requests that their engine never finished");
@@ -175,6 +180,7 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
 {
     struct server *s = xcalloc(1, sizeof *s);
     s->opts = *o;
+    s->personas = personas_new(s, o->state_dir);
     s->version = xstrdup(o->version ? o->version : "0");
     s->inbox_tail = &s->inbox;
     pthread_mutex_init(&s->inbox_lock, NULL);
@@ -211,6 +217,7 @@ void server_free(struct server *s)
         next = atomic_load(&m->next);
         served_free(m);
     }
+    personas_free(s->personas);
     http_metrics_release(&s->metrics);
     map_release(&s->noted);
     watch_release(&s->watches);

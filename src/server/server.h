@@ -29,7 +29,8 @@ struct server;
 struct server_opts {
     struct http_server_opts http; /* from http_server_defaults(); handler and arg are set by us */
     const char *version;          /* for /version and the Server header */
-    int64_t drain_ms; /* server_stop lets running requests go on for so long, 0: not at all */
+    const char *state_dir; /* what outlives the process (personas), NULL: nothing does; copied */
+    int64_t drain_ms;      /* server_stop lets running requests go on for so long, 0: not at all */
 };
 
 /* Binds the port: a client that connects from now on waits until server_run. ERR_IO, ERR_INVALID as

@@ -21,6 +21,13 @@
 
 struct exchange;
 struct job;
+struct persona;
+struct personas;
+
+/* What struct engine_request.user points to: the first member of whoever asked. */
+struct engine_user {
+    void (*take)(struct engine_user *user, const struct engine_event *ev);
+};
 
 /* ---- models ---- */
 
@@ -45,6 +52,7 @@ struct server {
     _Atomic(struct served *) models; /* in the order of attachment */
     struct watch_list watches;
     struct http_metrics metrics;
+    struct personas *personas;
     struct map noted;        /* unknown request fields that are in the log already */
     struct job *jobs;        /* all, newest first */
     struct http_timer *tick; /* runs while there are jobs, and during the end of the drain */
@@ -64,6 +72,7 @@ struct exchange {
     struct server *server;
     struct http_req *http;
     struct job *job;            /* the generation it waits for, or NULL */
+    struct persona *persona;    /* the persona whose computation it waits for, or NULL */
     const char *method, *route; /* of the route table, for metrics; "-" if there is none */
     const char *path_rest;      /* what stands for the '*' of the route's path, decoded */
     int status;                 /* of the response, 0: none yet */
@@ -99,8 +108,10 @@ int prompt_from_raw(const struct served *m, const struct chat_request *r,
 
 /* ---- handlers ---- */
 
-route_fn handle_chat, handle_completion;             /* generate.c */
-route_fn handle_models, handle_model;                /* models.c */
-route_fn handle_tokenize, handle_detokenize;         /* tokenize.c */
-route_fn handle_health, handle_ping, handle_version; /* health.c */
-route_fn handle_metrics;                             /* metrics.c */
+route_fn handle_chat, handle_completion;                      /* generate.c */
+route_fn handle_models, handle_model;                         /* models.c */
+route_fn handle_tokenize, handle_detokenize;                  /* tokenize.c */
+route_fn handle_health, handle_ping, handle_version;          /* health.c */
+route_fn handle_persona_put, handle_personas, handle_persona; /* persona_http.c */
+route_fn handle_persona_delete, handle_personas_delete, handle_reset_prefix_cache;
+route_fn handle_metrics; /* metrics.c */

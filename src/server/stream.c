@@ -312,8 +312,9 @@ static void fail_event(struct job *j, const struct engine_event *ev)
     job_fail(j, ev->finish == FINISH_ERROR ? 500 : openai_status(e.code), NULL, &e);
 }
 
-void job_event(struct choice *c, const struct engine_event *ev)
+void job_event(struct engine_user *choice, const struct engine_event *ev)
 {
+    struct choice *c = (struct choice *)choice;
     struct job *j = c->job;
     c->n_generated += (size_t)ev->n_ids;
     observe_tokens(c, ev);

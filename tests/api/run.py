@@ -34,6 +34,7 @@ def main():
         "openai for Python": [VENV / "bin/python", HERE / "openai_python.py"],
         "openai for Node": ["node", HERE / "openai_node.mjs"],
         "raw sockets": [sys.executable, HERE / "raw.py"],
+        "personas": [VENV / "bin/python", HERE / "personas.py"],
         "metrics": [sys.executable, HERE / "metrics.py"],
     }
     passed = failed = 0

@@ -6,6 +6,7 @@ import queue
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import traceback
 import urllib.request
@@ -34,7 +35,9 @@ class Service:
 
     def __enter__(self):
         model = self.file or model_path()
-        command = [TERRACE, "serve", "--model", model, "--port", "0", *map(str, self.args)]
+        self.state = tempfile.TemporaryDirectory()
+        command = [TERRACE, "serve", "--model", model, "--port", "0",
+                   "--state-dir", self.state.name, *map(str, self.args)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         threading.Thread(target=self._read, daemon=True).start()
         self.killer = threading.Timer(self.limit_s, self.process.kill)
@@ -54,6 +57,7 @@ class Service:
             self.process.kill()
             self.status = self.process.wait()
         self.killer.cancel()
+        self.state.cleanup()
 
     def _read(self):
         for line in self.process.stderr:

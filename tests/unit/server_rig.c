@@ -99,8 +99,10 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 {
     struct err e = {0};
     *r = (struct rig){.n_ctx = o->n_ctx ? o->n_ctx : 2048};
-    struct server_opts so = {
-        .http = http_server_defaults(), .version = "1.2.3", .drain_ms = o->drain_ms};
+    struct server_opts so = {.http = http_server_defaults(),
+                             .version = "1.2.3",
+                             .drain_ms = o->drain_ms,
+                             .state_dir = o->state_dir};
     if (server_new(&r->server, &so, &e))
         fail_msg("%s", e.msg);
     r->port = server_port(r->server);
@@ -117,6 +119,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
         .tokenizer = r->tokenizer,
         .max_queue = o->max_queue,
         .prefix_cache = true,
+        .max_pinned_blocks = o->max_pinned_blocks,
         .manual = o->manual,
         .sink = server_sink,
         .sink_arg = r->server,

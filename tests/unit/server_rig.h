@@ -22,6 +22,8 @@ struct rig_opts {
     bool unattached; /* no model until rig_attach */
     int n_ctx;       /* 0: 2048 */
     int max_queue;
+    int max_pinned_blocks;
+    const char *state_dir;
     int64_t drain_ms;
 };
 

@@ -1,0 +1,87 @@
+/* persona.h - personas: named beginnings of chats, computed ahead and kept.
+ *
+ * A persona's prompt is what every chat that begins with its messages has in common. It goes
+ * through the engine once, with one token of answer; from then on its KV is found by content like
+ * any other prefix, and a pin keeps it from being evicted. A chat that names a persona whose prompt
+ * is not ready works too: it is only slower.
+ *
+ *     POST, start, attach -> WAITING -> COMPUTING -> READY
+ *                               ^           |-> FAILED
+ *                               +-- reset, reload, a full queue
+ *
+ * One persona is computed at a time, so that a start with many of them leaves the engine to
+ * requests. The list lives on the server's thread; `lock` guards it for personas_apply. Pins are
+ * counted here as the engine counts them (nobody else pins), so that a persona that cannot fit is
+ * refused before it replaces another. */
+#pragma once
+
+#include "api/persona.h"
+#include "server/service.h"
+
+enum {
+    PERSONA_MAX = 256,             /* personas */
+    PERSONA_MAX_BYTES = 256 << 10, /* of a body */
+    PERSONA_FILE_VERSION = 1,
+};
+
+enum persona_state { PERSONA_WAITING, PERSONA_COMPUTING, PERSONA_READY, PERSONA_FAILED };
+
+struct persona {
+    struct persona *next; /* in the order of registration */
+    char name[PERSONA_NAME_BYTES + 1];
+    char *model;
+    json_t *messages; /* never changed: readers share it under the lock */
+    bool pin;
+    int64_t created_unix_s;
+    enum persona_state state;
+    struct err err;           /* FAILED: why */
+    struct token_list prompt; /* n == 0: not made yet, or nothing in common */
+    struct persona_run *run;  /* COMPUTING: the engine's request */
+    struct served *pinned_in; /* NULL: holds no pin */
+    uint64_t pin_id;
+    struct exchange *x; /* POST that waits for the computation, or NULL */
+};
+
+struct personas {
+    struct server *server;
+    char *path; /* of the state file, NULL: nothing is kept */
+    pthread_mutex_t lock;
+    struct persona *first;
+    size_t n;
+    bool computing;
+};
+
+/* Reads DIR/personas.json if it is there; what is wrong with it goes to the log. state_dir NULL:
+ * personas end with the process. */
+struct personas *personas_new(struct server *s, const char *state_dir);
+void personas_free(struct personas *all);
+
+struct persona *personas_find(const struct personas *all, const char *name);
+
+/* Puts the messages of r->persona before r's own, and its model where r names none. Any thread.
+ * ERR_NOTFOUND. */
+int personas_apply(struct personas *all, struct chat_request *r, struct err *e);
+
+/* Registers or replaces, and begins to compute; x gets its answer when that is over. On error
+ * nothing has changed. ERR_LIMIT: too many, too long, or over the budget of pins. */
+int personas_put(struct personas *all, const struct persona_spec *spec, struct served *m,
+                 struct exchange *x, struct err *e);
+
+/* Removes all whose name and model match (NULL: any). Returns how many. */
+int personas_remove(struct personas *all, const char *name, const char *model);
+
+/* What was computed for m (NULL: for any model) is gone: computes it again. */
+void personas_lost(struct personas *all, const struct served *m);
+
+void personas_advance(struct personas *all); /* starts what waits; also once a second */
+void personas_client_gone(struct persona *p);
+
+int persona_blocks(const struct persona *p); /* that its pin holds or will hold */
+
+/* persona_file.c: atomically, so that a crash leaves the old file or the new one. */
+void personas_load(struct personas *all);
+void personas_save(struct personas *all);
+void personas_restore(struct personas *all, const struct persona_spec *spec, int64_t created);
+
+/* persona_http.c */
+void persona_answer(struct persona *p); /* to p->x */
