@@ -183,7 +183,7 @@ int blocks_forget(struct blocks *b, const struct str *salt)
     int n = 0;
     for (struct pin *pin = b->pins, *next; pin; pin = next) {
         next = pin->next;
-        if (!salt || str_eq((struct str){pin->salt.data, pin->salt.len}, *salt))
+        if (!salt || prefix_salt_under((struct str){pin->salt.data, pin->salt.len}, *salt))
             n += blocks_unpin(b, pin->id);
     }
     prefix_forget(&b->prefix, salt);

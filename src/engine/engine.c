@@ -270,7 +270,9 @@ static void forward(struct engine *g)
                                          .n_tokens = q->item.n_planned,
                                          .pos = q->item.n_computed,
                                          .blocks = q->table.blocks,
-                                         .n_logits = rows_of(q)};
+                                         .n_logits = rows_of(q),
+                                         .adapters = q->adapters,
+                                         .n_adapters = q->n_adapters};
         n_rows += g->batch[i].n_logits;
     }
     if (n_rows > g->n_rows) {

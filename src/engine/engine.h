@@ -72,10 +72,16 @@ struct engine_request {
     bool special;   /* control tokens appear in the text */
     const char *tenant; /* who waits for whom: fairness is per tenant; "" or NULL: the common one */
     const char *cache_salt; /* prefixes are shared under the same salt only, "" or NULL: none */
-    bool pin;               /* the prompt's KV stays after the final event, until engine_unpin */
-    int priority;           /* lower runs earlier, 0 is normal */
-    int64_t deadline_ms;    /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
-    void *user;             /* comes back in every event */
+    /* What changes the model for this request; copied. The engine holds a reference to each adapter
+     * until the request is over, so the caller may replace or drop it at any time: a request ends
+     * with the adapter that it began with. Prefixes are shared under the same adapters (by content
+     * digest) and scales only. */
+    const struct adapter_use *adapters;
+    int n_adapters;      /* 0 .. MODEL_MAX_ADAPTERS */
+    bool pin;            /* the prompt's KV stays after the final event, until engine_unpin */
+    int priority;        /* lower runs earlier, 0 is normal */
+    int64_t deadline_ms; /* clock_ms() after which it ends with FINISH_TIMEOUT, 0: none */
+    void *user;          /* comes back in every event */
 };
 
 enum finish_reason {
@@ -165,8 +171,8 @@ void engine_pause(struct engine *g, uint64_t id, bool paused);
  * nothing. */
 void engine_unpin(struct engine *g, uint64_t id);
 
-/* Forgets what is cached under one salt, pins included, or (all) everything. Running requests go
- * on. Any thread. */
+/* Forgets what is cached under one salt, with any adapters, pins included, or (all) everything.
+ * Running requests go on. Any thread. */
 void engine_forget(struct engine *g, const char *cache_salt);
 void engine_forget_all(struct engine *g);
 

@@ -389,11 +389,17 @@ static void forget_list(struct prefix *p, int32_t block)
     }
 }
 
+bool prefix_salt_under(struct str have, struct str salt)
+{
+    return have.n >= salt.n && str_eq((struct str){have.p, salt.n}, salt) &&
+           (have.n == salt.n || !have.p[salt.n]);
+}
+
 void prefix_forget(struct prefix *p, const struct str *salt)
 {
     for (int i = 0; i < p->n_roots; i++) {
         struct prefix_root *r = &p->roots[i];
-        if (r->salt && (!salt || str_eq((struct str){r->salt, r->n}, *salt)))
+        if (r->salt && (!salt || prefix_salt_under((struct str){r->salt, r->n}, *salt)))
             forget_list(p, r->child);
     }
 }

@@ -74,8 +74,11 @@ void prefix_unref(struct prefix *p, int32_t block);
 /* How many blocks prefix_take can give. */
 int prefix_available(const struct prefix *p);
 
-/* Forgets everything under a salt, or (NULL) everything. Sequences that hold such blocks go on; the
- * blocks are freed when let go. */
+/* Whether a salt is `salt` or one with more behind it, after a NUL (what adapters add). */
+bool prefix_salt_under(struct str have, struct str salt);
+
+/* Forgets everything under a salt (prefix_salt_under), or (NULL) everything. Sequences that hold
+ * such blocks go on; the blocks are freed when let go. */
 void prefix_forget(struct prefix *p, const struct str *salt);
 
 /* Whether the tree is sound. O(blocks * block_tokens). False and the reason in e. */

@@ -1,10 +1,12 @@
 #include "engine/seq.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/sampler.h"
+#include "model/adapter.h"
 
 enum { MOST_STOPS = 64, MOST_STOP_BYTES = 1024 }; /* each string is followed byte by byte */
 
@@ -49,11 +51,23 @@ static int check_stops(const struct engine_request *r, const struct seq_limits *
     return 0;
 }
 
+static int check_adapters(const struct engine_request *r, struct err *e)
+{
+    if (r->n_adapters < 0 || r->n_adapters > MODEL_MAX_ADAPTERS)
+        return err_param(e, ERR_INVALID, "adapters", "%d adapters, at most %d are taken",
+                         r->n_adapters, MODEL_MAX_ADAPTERS);
+    for (int i = 0; i < r->n_adapters; i++)
+        if (!isfinite(r->adapters[i].scale))
+            return err_param(e, ERR_INVALID, "adapters", "the scale of adapter %d is not finite",
+                             i);
+    return 0;
+}
+
 static int check(const struct engine_request *r, const struct seq_limits *l, struct err *e)
 {
     int rc;
     if ((rc = check_prompt(r, l, e)) || (rc = check_stops(r, l, e)) ||
-        (rc = sampling_check(&r->sampling, l->n_vocab, e)))
+        (rc = check_adapters(r, e)) || (rc = sampling_check(&r->sampling, l->n_vocab, e)))
         return rc;
     if (r->max_tokens < 1)
         return err_param(e, ERR_INVALID, "max_tokens", "max_tokens must be at least 1, not %d",
@@ -80,6 +94,21 @@ static void seed_rng(struct seq *q)
     if (!q->how.has_seed)
         rng_secret(&seed, sizeof seed);
     rng_seed(&q->rng, seed);
+}
+
+/* KV depends on the adapters: their digests and scales, each after a NUL, make the salt another
+ * one, and one that prefix_forget still finds under the request's. */
+static void take_adapters(struct seq *q, const struct engine_request *r)
+{
+    for (int i = 0; i < r->n_adapters; i++) {
+        struct adapter_use use = r->adapters[i];
+        q->adapters[q->n_adapters++] = use;
+        adapter_ref(use.adapter);
+        buf_addc(&q->salt, 0);
+        buf_add(&q->salt, adapter_info(use.adapter)->digest,
+                sizeof adapter_info(use.adapter)->digest);
+        buf_add(&q->salt, &use.scale, sizeof use.scale);
+    }
 }
 
 int seq_new(struct seq **out, const struct engine_request *r, const struct seq_limits *l,
@@ -116,6 +145,7 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
     seed_rng(q);
     buf_adds(&q->tenant, r->tenant ? r->tenant : "");
     buf_adds(&q->salt, r->cache_salt ? r->cache_salt : "");
+    take_adapters(q, r);
     *out = q;
     return 0;
 }
@@ -129,6 +159,8 @@ void seq_free(struct seq *q)
     free((void *)q->how.bias);
     free(q->stop_ids);
     stop_release(&q->stop);
+    for (int i = 0; i < q->n_adapters; i++)
+        adapter_unref(q->adapters[i].adapter);
     buf_release(&q->tenant);
     buf_release(&q->salt);
     buf_release(&q->text);

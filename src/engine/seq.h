@@ -31,7 +31,9 @@ struct seq {
     int n_stop_ids;
     struct stop stop;
     struct tok_stream stream;
-    struct buf tenant, salt;
+    struct buf tenant, salt; /* salt: cache_salt, then what the adapters add (seq.c) */
+    struct adapter_use adapters[MODEL_MAX_ADAPTERS];
+    int n_adapters;
     int priority;
     int64_t deadline_ms;
 

@@ -63,7 +63,7 @@ void kv_mem_copy(struct kv_mem *kv, int32_t to, int32_t from, int n_tokens);
 /* An adapter (adapter.h) that a sequence uses, and how strongly: 1 as it was trained. */
 struct adapter;
 struct adapter_use {
-    const struct adapter *adapter;
+    struct adapter *adapter;
     float scale;
 };
 
