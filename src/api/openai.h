@@ -60,12 +60,20 @@ struct openai_logprobs {
     size_t text_offset; /* characters of the text before the first token (completions) */
 };
 
-/* One choice or one piece of it. */
+struct openai_call {
+    int index; /* within the choice */
+    const char *id, *name;
+    const char *arguments; /* JSON text */
+};
+
+/* One choice or one piece of it. A chunk holds text or calls, or both. */
 struct openai_choice {
     int index;
     struct str text;
+    const struct openai_call *calls; /* chat only */
+    size_t n_calls;
     const struct openai_logprobs *logprobs; /* NULL: not asked */
-    const char *finish;                     /* "stop", "length"; NULL while running */
+    const char *finish;                     /* "stop", "length", "tool_calls"; NULL while running */
     struct str stop_text;                   /* the stop string that matched, {0}: none */
     int32_t stop_id;                        /* the stop token that matched, -1: none */
 };

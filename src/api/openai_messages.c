@@ -232,8 +232,7 @@ int openai_read_tools(struct chat_request *r, const struct openai_param *p, cons
     return 0;
 }
 
-/* "none" keeps the tools from the model. What a model says is not parsed for calls yet, so a call
- * cannot be forced either. */
+/* "none" keeps the tools from the model. A call can be recognised but not forced. */
 int openai_read_tool_choice(struct chat_request *r, const struct openai_param *p, const json_t *v,
                             struct err *e)
 {

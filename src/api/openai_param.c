@@ -323,6 +323,7 @@ const struct openai_param openai_params[] = {
 
     {"tools", CHAT | TOKENIZE, PARAM_CUSTOM, .fn = openai_read_tools},
     {"tool_choice", CHAT, PARAM_CUSTOM, .fn = openai_read_tool_choice},
+    {"parallel_tool_calls", CHAT, PARAM_BOOL, REQ(parallel_calls), .def = 1},
     {"documents", CHAT, PARAM_CUSTOM, .fn = read_documents},
     {"chat_template_kwargs", CHAT | TOKENIZE, PARAM_CUSTOM, .fn = read_kwargs},
     {"reasoning_effort", CHAT, PARAM_CUSTOM, .fn = read_reasoning_effort},
@@ -341,7 +342,6 @@ const struct openai_param openai_params[] = {
     {"prompt_cache_key", BOTH, PARAM_IGNORED},
     {"prompt_cache_retention", BOTH, PARAM_IGNORED},
     {"cache_prompt", BOTH, PARAM_IGNORED},
-    {"parallel_tool_calls", CHAT, PARAM_IGNORED},
     {"request_id", BOTH, PARAM_IGNORED},
     {"session_id", BOTH, PARAM_IGNORED},
     {"spaces_between_special_tokens", BOTH, PARAM_IGNORED},

@@ -194,17 +194,49 @@ static void write_stop_reason(struct jw *w, const struct openai_choice *c)
         jw_kint(w, "stop_reason", c->stop_id);
 }
 
+/* Only chunks have the index. */
+static void write_calls(struct jw *w, const struct openai_choice *c, bool with_index)
+{
+    jw_key(w, "tool_calls");
+    jw_arr(w);
+    for (size_t i = 0; i < c->n_calls; i++) {
+        const struct openai_call *call = &c->calls[i];
+        jw_obj(w);
+        if (with_index)
+            jw_kint(w, "index", call->index);
+        jw_kstr(w, "id", call->id);
+        jw_kstr(w, "type", "function");
+        jw_key(w, "function");
+        jw_obj(w);
+        jw_kstr(w, "name", call->name);
+        jw_kstr(w, "arguments", call->arguments);
+        jw_obj_end(w);
+        jw_obj_end(w);
+    }
+    jw_arr_end(w);
+}
+
+static void write_message(struct jw *w, const struct openai_choice *c)
+{
+    jw_key(w, "message");
+    jw_obj(w);
+    jw_kstr(w, "role", "assistant");
+    if (c->n_calls && !c->text.n)
+        jw_knull(w, "content");
+    else
+        jw_kstrn(w, "content", c->text.p, c->text.n);
+    jw_knull(w, "refusal");
+    if (c->n_calls)
+        write_calls(w, c, false);
+    jw_obj_end(w);
+}
+
 static void write_choice(struct jw *w, const struct openai_head *h, const struct openai_choice *c)
 {
     jw_obj(w);
     jw_kint(w, "index", c->index);
     if (h->endpoint == OPENAI_CHAT) {
-        jw_key(w, "message");
-        jw_obj(w);
-        jw_kstr(w, "role", "assistant");
-        jw_kstrn(w, "content", c->text.p, c->text.n);
-        jw_knull(w, "refusal");
-        jw_obj_end(w);
+        write_message(w, c);
     } else {
         jw_kstrn(w, "text", c->text.p, c->text.n);
     }
@@ -278,8 +310,10 @@ static void write_delta(struct jw *w, const struct openai_head *h, const struct 
     if (h->endpoint == OPENAI_CHAT) {
         jw_key(w, "delta");
         jw_obj(w);
-        if (!final)
+        if (!final && (c->text.n || !c->n_calls))
             jw_kstrn(w, "content", c->text.p, c->text.n);
+        if (c->n_calls)
+            write_calls(w, c, true);
         jw_obj_end(w);
     } else {
         jw_kstrn(w, "text", c->text.p, final ? 0 : c->text.n);

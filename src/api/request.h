@@ -87,10 +87,11 @@ struct chat_request {
 
     /* chat: owned references, in the form that chat templates expect (content is a string,
      * arguments of tool calls are objects) */
-    json_t *messages;  /* NULL: this is a completion of raw prompts */
-    json_t *tools;     /* NULL: none */
-    json_t *documents; /* NULL: none */
-    json_t *kwargs;    /* more template variables, NULL: none */
+    json_t *messages;    /* NULL: this is a completion of raw prompts */
+    json_t *tools;       /* NULL: none, and then no calls are looked for in the answer */
+    bool parallel_calls; /* the answer may hold more than one call */
+    json_t *documents;   /* NULL: none */
+    json_t *kwargs;      /* more template variables, NULL: none */
     bool add_generation_prompt;
     bool continue_final; /* the last message is the beginning of the answer */
 

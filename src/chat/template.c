@@ -10,6 +10,7 @@
 struct template
 {
     struct arena arena; /* source and tree */
+    struct str source;
     struct node *body;
     locale_t locale; /* for the case of letters beyond ASCII */
 };
@@ -18,6 +19,7 @@ int template_new(struct template **out, const char *source, size_t n, struct err
 {
     struct template *t = xcalloc(1, sizeof *t);
     struct tokens tokens;
+    t->source = (struct str){arena_strdup(&t->arena, (struct str){source, n}), n};
     int rc = jinja_lex(&t->arena, (struct str){source, n}, &tokens, e);
     if (!rc)
         rc = jinja_parse(&t->arena, &tokens, &t->body, e);
@@ -28,6 +30,11 @@ int template_new(struct template **out, const char *source, size_t n, struct err
     t->locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
     *out = t;
     return 0;
+}
+
+struct str template_source(const struct template *t)
+{
+    return t->source;
 }
 
 void template_free(struct template *t)

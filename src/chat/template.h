@@ -15,12 +15,15 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/str.h"
 
 struct template;
 
 /* Parses the source; ERR_FORMAT with line and column. */
 int template_new(struct template **out, const char *source, size_t n, struct err *e);
 void template_free(struct template *t);
+
+struct str template_source(const struct template *t); /* as long as t */
 
 struct template_vars {
     const json_t *messages;  /* array of {role, content, tool_calls ...} */

@@ -103,6 +103,7 @@ static void job_free(struct job *j)
         j->next->link = j->link;
     for (int i = 0; i < j->n_choices; i++) {
         buf_release(&j->choices[i].text);
+        tool_parse_release(&j->choices[i].tools);
         free(j->choices[i].tokens);
         free(j->choices[i].stop_text);
     }
@@ -198,7 +199,8 @@ static void fill_request(const struct choice *c, struct engine_request *out,
         .include_stop = g->include_stop,
         .stop_ids = g->stop_ids,
         .n_stop_ids = (int)g->n_stop_ids,
-        .special = !g->skip_special,
+        /* some models mark calls with control tokens */
+        .special = !g->skip_special || job_finds_calls(j),
         .cache_salt = g->cache_salt,
         .tenant = j->tenant,
         .priority = (int)g->priority,
@@ -247,9 +249,12 @@ static void make_choices(struct job *j)
     int n = (int)j->req.gen.n;
     j->n_choices = n * j->n_prompts;
     j->choices = xcalloc((size_t)j->n_choices, sizeof *j->choices);
-    for (int i = 0; i < j->n_choices; i++)
+    for (int i = 0; i < j->n_choices; i++) {
         j->choices[i] = (struct choice){
             .user = {job_event}, .job = j, .index = i, .prompt = i / n, .stop_id = -1};
+        if (j->req.tools)
+            tool_parse_init(&j->choices[i].tools, j->model->tool_format);
+    }
 }
 
 static void make_head(struct job *j)

@@ -11,6 +11,8 @@ struct choice {
     uint64_t id;                 /* the engine's */
     bool running;                /* submitted, final event not seen */
     bool role_sent;              /* stream: the first chunk went out */
+    struct tool_parse tools;     /* the request has tools: finds calls in the answer */
+    size_t n_calls;              /* of them that were sent, or are about to be */
     struct buf text;             /* not streaming: the answer so far */
     struct openai_token *tokens; /* logprobs asked, not streaming: rows so far */
     size_t n_tokens, cap_tokens; /* rows */
@@ -61,6 +63,7 @@ void job_tick(struct job *j);   /* about once a second */
 void job_closed(struct job *j); /* its exchange is over */
 
 /* stream.c: events to the client */
+bool job_finds_calls(const struct job *j);
 void job_event(struct engine_user *choice, const struct engine_event *ev);
 void job_begin_stream(struct job *j);
 void job_drain(struct http_req *r); /* http_req.on_drain */

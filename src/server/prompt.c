@@ -71,6 +71,12 @@ int prompt_from_messages(const struct served *m, const struct chat_request *r,
     if (!m->model.chat_template)
         return err_param(e, ERR_UNSUPPORTED, "model",
                          "the model %s has no chat template: use /v1/completions", m->name);
+    if (r->tools && !m->knows_tools)
+        return err_param(
+            e, ERR_UNSUPPORTED, "tools",
+            "the chat template of %s has no place for tools: leave 'tools' out, or use "
+            "a model that was made for them",
+            m->name);
     struct template_vars vars = {
         .messages = r->messages,
         .tools = r->tools,

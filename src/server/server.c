@@ -1,3 +1,4 @@
+#define _GNU_SOURCE /* memmem */
 #include "server/job.h"
 #include "server/persona.h"
 
@@ -57,6 +58,15 @@ static void served_free(struct served *m)
     free(m);
 }
 
+static void find_tools(struct served *m)
+{
+    if (!m->model.chat_template)
+        return;
+    struct str source = template_source(m->model.chat_template);
+    m->knows_tools = source.n && memmem(source.p, source.n, "tools", strlen("tools"));
+    m->tool_format = tool_format_of(source);
+}
+
 struct attachment {
     struct server *server;
     struct served *model;
@@ -88,6 +98,7 @@ void server_attach(struct server *s, const struct server_model *model)
     m->name = xstrdup(model->name);
     m->model.name = m->name;
     m->fingerprint = fingerprint(s, model);
+    find_tools(m);
     m->bos = vocab_text(model->tokenizer, tokenizer_bos(model->tokenizer));
     m->eos = vocab_text(model->tokenizer, tokenizer_eos(model->tokenizer));
     if (!m->model.created_unix_s)

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/map.h"
+#include "chat/tool_parse.h"
 #include "http/loop.h"
 #include "server/metrics.h"
 #include "server/server.h"
@@ -38,6 +39,8 @@ struct served {
     char *fingerprint; /* "fp_...": same model and program, same fingerprint */
     char *bos, *eos;   /* as the vocabulary spells them, "" if none */
     struct server_model model;
+    bool knows_tools; /* the chat template does */
+    enum tool_format tool_format;
     struct model_metrics metrics;
 };
 

@@ -2,13 +2,16 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "base/rng.h"
 #include "server/job.h"
 
 /* ---- pieces ---- */
 
-static const char *finish_name(enum finish_reason f)
+static const char *finish_name(const struct choice *c)
 {
-    return f == FINISH_LENGTH ? "length" : "stop";
+    if (c->finish == FINISH_LENGTH)
+        return "length";
+    return c->n_calls ? "tool_calls" : "stop";
 }
 
 static struct openai_usage usage_now(const struct choice *c)
@@ -95,6 +98,53 @@ static void collect_tokens(struct choice *c, const struct engine_event *ev, size
     c->n_tokens += n;
 }
 
+/* ---- tool calls ---- */
+
+bool job_finds_calls(const struct job *j)
+{
+    return j->req.tools && j->model->tool_format != TOOL_NONE;
+}
+
+/* The content of an event; what is, or may become, a call is kept back in c->tools. `room` holds
+ * the content if it is not the event's text itself. */
+static struct str content_of(struct choice *c, const struct engine_event *ev, struct buf *room)
+{
+    if (!job_finds_calls(c->job))
+        return (struct str){ev->text, ev->n_text};
+    tool_parse_add(&c->tools, ev->text, ev->n_text, room);
+    if (ev->finish)
+        tool_parse_end(&c->tools, room);
+    return (struct str){buf_str(room), room->len};
+}
+
+/* Mistral's templates take ids of nine letters and digits only. */
+static const char *call_id(struct job *j)
+{
+    static const char digits[] = "abcdefghijklmnopqrstuvwxyz0123456789";
+    bool bare = j->model->tool_format == TOOL_MISTRAL;
+    unsigned char random[24];
+    char id[sizeof random + 1] = "";
+    size_t n = bare ? 9 : sizeof random;
+    rng_secret(random, sizeof random);
+    for (size_t i = 0; i < n; i++)
+        id[i] = digits[random[i] % (sizeof digits - 1)];
+    return arena_printf(&j->req.arena, "%s%s", bare ? "" : "call_", id);
+}
+
+/* The next call that has not been sent; false: none. */
+static bool next_call(struct choice *c, struct openai_call *out)
+{
+    size_t most = c->job->req.parallel_calls ? c->tools.n_calls : 1;
+    if (c->n_calls >= c->tools.n_calls || c->n_calls >= most)
+        return false;
+    const struct tool_call *call = &c->tools.calls[c->n_calls];
+    *out = (struct openai_call){.index = (int)c->n_calls++,
+                                .id = call_id(c->job),
+                                .name = call->name,
+                                .arguments = call->arguments};
+    return true;
+}
+
 /* ---- streamed ---- */
 
 /* A completion that echoes begins with the prompt's text. */
@@ -142,8 +192,12 @@ static void stream_text(struct choice *c, const struct engine_event *ev)
 {
     struct job *j = c->job;
     size_t n = ev->logprobs ? shown_tokens(c, ev) : 0;
-    if (!ev->n_text && !n)
+    struct buf room = {0};
+    struct str text = content_of(c, ev, &room);
+    if (!text.n && !n) {
+        buf_release(&room);
         return;
+    }
     struct openai_logprobs l = {
         .n_tokens = n, .n_top = (int)j->req.gen.n_logprobs, .text_offset = c->text_offset};
     struct openai_token *tokens = NULL;
@@ -152,25 +206,39 @@ static void stream_text(struct choice *c, const struct engine_event *ev)
         fill_tokens(c, ev, n, tokens);
         l.tokens = tokens;
     }
-    struct openai_choice piece = {.index = c->index,
-                                  .text = {ev->text, ev->n_text},
-                                  .logprobs = n ? &l : NULL,
-                                  .stop_id = -1};
+    struct openai_choice piece = {
+        .index = c->index, .text = text, .logprobs = n ? &l : NULL, .stop_id = -1};
     struct openai_usage usage = usage_now(c);
     struct buf data = {0};
     openai_write_text(&data, &j->head, &piece, j->req.continuous_usage ? &usage : NULL);
     send_event(j, &data);
     buf_release(&data);
     free(tokens);
-    for (size_t i = 0; i < ev->n_text; i++)
-        c->text_offset += (ev->text[i] & 0xc0) != 0x80;
+    for (size_t i = 0; i < text.n; i++)
+        c->text_offset += (text.p[i] & 0xc0) != 0x80;
+    buf_release(&room);
+}
+
+static void stream_calls(struct choice *c)
+{
+    struct job *j = c->job;
+    struct openai_call call;
+    struct openai_usage usage = usage_now(c);
+    while (next_call(c, &call)) {
+        struct openai_choice piece = {
+            .index = c->index, .calls = &call, .n_calls = 1, .stop_id = -1};
+        struct buf data = {0};
+        openai_write_text(&data, &j->head, &piece, j->req.continuous_usage ? &usage : NULL);
+        send_event(j, &data);
+        buf_release(&data);
+    }
 }
 
 static struct openai_choice choice_end(const struct choice *c)
 {
     return (struct openai_choice){
         .index = c->index,
-        .finish = finish_name(c->finish),
+        .finish = finish_name(c),
         .stop_text = {c->stop_text, c->stop_text ? strlen(c->stop_text) : 0},
         .stop_id = c->stop_id,
     };
@@ -182,6 +250,7 @@ static void stream_event(struct choice *c, const struct engine_event *ev)
     if (!j->begun)
         job_begin_stream(j);
     stream_text(c, ev);
+    stream_calls(c);
     if (!ev->finish)
         return;
     struct buf data = {0};
@@ -204,13 +273,26 @@ static void stream_event(struct choice *c, const struct engine_event *ev)
 
 /* ---- collected ---- */
 
+static void collect_calls(struct choice *c, struct openai_choice *out)
+{
+    struct openai_call *calls =
+        arena_alloc(&c->job->req.arena, (c->tools.n_calls + 1) * sizeof *calls);
+    size_t n = 0;
+    while (next_call(c, &calls[n]))
+        n++;
+    out->calls = calls;
+    out->n_calls = n;
+    out->finish = finish_name(c);
+}
+
 static void respond(struct job *j)
 {
     struct openai_choice *choices = xcalloc((size_t)j->n_choices, sizeof *choices);
     struct openai_logprobs *logprobs = xcalloc((size_t)j->n_choices, sizeof *logprobs);
     for (int i = 0; i < j->n_choices; i++) {
-        const struct choice *c = &j->choices[i];
+        struct choice *c = &j->choices[i];
         choices[i] = choice_end(c);
+        collect_calls(c, &choices[i]);
         choices[i].text = (struct str){buf_str(&c->text), c->text.len};
         logprobs[i] = (struct openai_logprobs){
             .tokens = c->tokens, .n_tokens = c->n_tokens, .n_top = (int)j->req.gen.n_logprobs};
@@ -232,7 +314,10 @@ static void collect_event(struct choice *c, const struct engine_event *ev)
         c->role_sent = true;
         echo_prompt(c, &c->text);
     }
-    buf_add(&c->text, ev->text, ev->n_text);
+    struct buf room = {0};
+    struct str text = content_of(c, ev, &room);
+    buf_add(&c->text, text.p, text.n);
+    buf_release(&room);
     if (ev->logprobs)
         collect_tokens(c, ev, shown_tokens(c, ev));
     if (ev->finish && c->job->n_running == 0)

@@ -189,6 +189,9 @@ def test_errors():
     refused(openai.BadRequestError, "messages[0].role", messages=[{"role": "x", "content": ""}])
     refused(openai.BadRequestError, "response_format", response_format={"type": "json_object"})
     refused(openai.BadRequestError, "top_logprobs", top_logprobs=2)
+    # the template of this model has no place for them
+    refused(openai.BadRequestError, "tools",
+            tools=[{"type": "function", "function": {"name": "f"}}])
     refused(openai.BadRequestError, "messages[0].content[0]", messages=[{
         "role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}])
     e = refused(openai.BadRequestError, "messages",

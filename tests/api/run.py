@@ -35,6 +35,7 @@ def main():
         "openai for Node": ["node", HERE / "openai_node.mjs"],
         "raw sockets": [sys.executable, HERE / "raw.py"],
         "personas": [VENV / "bin/python", HERE / "personas.py"],
+        "tool calls": [VENV / "bin/python", HERE / "tool_calls.py"],
         "metrics": [sys.executable, HERE / "metrics.py"],
     }
     passed = failed = 0

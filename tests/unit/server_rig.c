@@ -32,8 +32,29 @@ static void rule(int32_t last, float *logits)
     logits[next] = 20;
 }
 
+static void recite(struct rig_script *s, const struct batch_seq *q, float *logits)
+{
+    int last = q->pos + q->n_tokens - 1;
+    if (q->pos != s->next)
+        s->base = last;
+    s->next = last + 1;
+    int at = last - s->base;
+    unsigned char c = at < (int)strlen(s->text) ? (unsigned char)s->text[at] : 0;
+    for (int i = 0; i < RIG_VOCAB; i++)
+        logits[i] = 0;
+    logits[!c ? 2 : c >= 'a' && c <= 'z' ? RIG_A + c - 'a' : RIG_BYTE0 + c] = 20;
+}
+
 static void forward(void *ctx, const struct batch_seq *seqs, int n_seqs, float *logits)
 {
+    struct rig *r = ctx;
+    for (int i = 0; r->script.text && i < n_seqs; i++)
+        if (seqs[i].n_logits) {
+            recite(&r->script, &seqs[i], logits);
+            logits += RIG_VOCAB;
+        }
+    if (r->script.text)
+        return;
     for (int i = 0; i < n_seqs; i++)
         for (int k = seqs[i].n_tokens - seqs[i].n_logits; k < seqs[i].n_tokens; k++) {
             rule(seqs[i].tokens[k], logits);
@@ -83,7 +104,7 @@ static struct tokenizer *make_tokenizer(void)
 }
 
 static const char chat_template[] =
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}"
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no such role here') }}"
     "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
@@ -98,7 +119,8 @@ static void *serve(void *arg)
 void rig_open(struct rig *r, const struct rig_opts *o)
 {
     struct err e = {0};
-    *r = (struct rig){.n_ctx = o->n_ctx ? o->n_ctx : 2048};
+    *r = (struct rig){.script = {.text = o->script, .next = -1},
+                      .n_ctx = o->n_ctx ? o->n_ctx : 2048};
     struct server_opts so = {.http = http_server_defaults(),
                              .version = "1.2.3",
                              .drain_ms = o->drain_ms,
@@ -107,10 +129,12 @@ void rig_open(struct rig *r, const struct rig_opts *o)
         fail_msg("%s", e.msg);
     r->port = server_port(r->server);
     r->tokenizer = make_tokenizer();
-    if (template_new(&r->chat_template, chat_template, sizeof chat_template - 1, &e))
+    const char *source = o->chat_template ? o->chat_template : chat_template;
+    if (template_new(&r->chat_template, source, strlen(source), &e))
         fail_msg("%s", e.msg);
     struct engine_opts eo = {
-        .model = {.n_vocab = RIG_VOCAB,
+        .model = {.ctx = r,
+                  .n_vocab = RIG_VOCAB,
                   .max_batch_tokens = 4096,
                   .n_blocks = 64 + 4 * r->n_ctx / KV_BLOCK_TOKENS,
                   .n_ctx = r->n_ctx,

@@ -24,10 +24,20 @@ struct rig_opts {
     int max_queue;
     int max_pinned_blocks;
     const char *state_dir;
+    const char *chat_template; /* NULL: one with roles between <|im_start|> and <|im_end|> */
+    const char *script; /* the model says this and ends, one request at a time; NULL: the rule */
     int64_t drain_ms;
 };
 
+/* A model that recites: where it is follows from the positions it is given. */
+struct rig_script {
+    const char *text; /* NULL: none */
+    int base;         /* position of the prompt's last token */
+    int next;         /* position that follows what was computed */
+};
+
 struct rig {
+    struct rig_script script;
     struct server *server;
     struct engine *engine;
     struct tokenizer *tokenizer;
