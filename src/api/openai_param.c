@@ -298,6 +298,7 @@ const struct openai_param openai_params[] = {
     {"stop_token_ids", BOTH, PARAM_CUSTOM, .fn = read_stop_ids},
     {"include_stop_str_in_output", BOTH, PARAM_BOOL, GEN(include_stop)},
     {"ignore_eos", BOTH, PARAM_BOOL, GEN(ignore_eos)},
+    {"speculate", BOTH, PARAM_BOOL, GEN(speculate), .def = 1},
     {"skip_special_tokens", BOTH, PARAM_BOOL, GEN(skip_special), .def = 1},
 
     {"temperature", BOTH, PARAM_NUM, GEN(temperature), 0, 2, 1},

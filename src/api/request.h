@@ -54,6 +54,7 @@ struct gen_params {
     int64_t n_logprobs; /* -1: none; else alternatives beside the chosen token */
     int64_t priority;   /* lower runs earlier */
     bool ignore_eos;
+    bool speculate; /* guess tokens that repeat earlier text and verify several at once */
     bool include_stop;
     bool skip_special; /* control tokens stay out of the text */
     const char **stop;

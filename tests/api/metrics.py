@@ -85,5 +85,19 @@ def test_counts():
                for s in ("free", "cached", "held")) == blocks
 
 
+def test_speculation():
+    ask = {"model": MODEL, "prompt": "The quick brown fox jumps over the lazy dog. " * 6,
+           "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    before = samples()
+    plain = json.loads(fetch("/v1/completions", {**ask, "speculate": False}))
+    between = samples()
+    guessed = json.loads(fetch("/v1/completions", {**ask, "speculate": True}))
+    after = samples()
+    assert plain["choices"][0]["text"] == guessed["choices"][0]["text"]
+    drafts = "vllm:spec_decode_num_drafts_total"
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    assert between[drafts] == before[drafts] and after[accepted] > between[accepted]
+
+
 if __name__ == "__main__":
     sys.exit(run_tests(globals()) != 0)

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "api/openai.h"
+#include "api/persona.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
@@ -21,12 +22,28 @@ static void check(const struct chat_request *r, bool generates)
             abort();
 }
 
+static void parse_persona(const char *body, size_t n)
+{
+    struct persona_spec s = {0};
+    struct err e = {0};
+    int rc = persona_parse(&s, body, n, &e);
+    if (rc != e.code || (rc && !e.msg[0]))
+        abort();
+    if (!rc && (!persona_name_ok(str_of(s.name)) || !json_array_size(s.messages)))
+        abort();
+    persona_spec_release(&s);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     static const enum openai_endpoint endpoints[] = {OPENAI_CHAT, OPENAI_COMPLETION,
                                                      OPENAI_TOKENIZE};
     if (!n)
         return 0;
+    if (data[0] == '3') {
+        parse_persona((const char *)data + 1, n - 1);
+        return 0;
+    }
     struct chat_request r = {0};
     struct err e = {0};
     enum openai_endpoint endpoint = endpoints[data[0] % 3];

@@ -143,6 +143,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
         .tokenizer = r->tokenizer,
         .max_queue = o->max_queue,
         .prefix_cache = true,
+        .spec_tokens = 1, /* one event a token, whatever repeats */
         .max_pinned_blocks = o->max_pinned_blocks,
         .manual = o->manual,
         .sink = server_sink,
