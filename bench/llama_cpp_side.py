@@ -53,18 +53,17 @@ def main():
     batch = lc.llama_batch_init(max(prompt, 512), 0, 1)
 
     ctx = context(model, max(prompt, 512), 1, threads)
-    seconds = []
-    for _ in range(4):  # the first warms up
-        lc.llama_memory_clear(lc.llama_get_memory(ctx), True)
-        total = 0.0
-        for at in range(0, prompt, 512):
-            part = tokens[at:at + 512]
-            fill(batch, [(t, at + i, 0, at + i == prompt - 1) for i, t in enumerate(part)])
-            total += timed_decode(ctx, batch)
-        seconds.append(total)
+    fill(batch, [(t, i, 0, False) for i, t in enumerate(tokens[:64])])
+    timed_decode(ctx, batch)  # warms up
+    lc.llama_memory_clear(lc.llama_get_memory(ctx), True)
+    seconds = 0.0
+    for at in range(0, prompt, 512):
+        part = tokens[at:at + 512]
+        fill(batch, [(t, at + i, 0, at + i == prompt - 1) for i, t in enumerate(part)])
+        seconds += timed_decode(ctx, batch)
     lc.llama_free(ctx)
     out = {"model": path, "threads": threads,
-           "prefill": {"tokens": prompt, "tok_s": prompt / sorted(seconds[1:])[1]}, "decode": []}
+           "prefill": {"tokens": prompt, "tok_s": prompt / seconds}, "decode": []}
 
     for n in batches:
         ctx = context(model, n * (gen + 8), n, threads)

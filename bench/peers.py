@@ -53,7 +53,7 @@ def compare(name, options, python):
     for number in range(options.rounds):
         us = run_json(ROOT / "build/terrace", "bench", "--model", path, "--threads", options.threads,
                       "--prompt", options.prompt, "--gen", options.gen, "--batch", options.batch,
-                      "--isa", options.isa, "--json")
+                      "--isa", options.isa, "--rounds", 1, "--json")
         them = run_json(python, ROOT / "bench/llama_cpp_side.py", path, options.threads, options.prompt,
                         options.gen, options.batch)
         ours.append(flat(us))

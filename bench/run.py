@@ -24,7 +24,8 @@ PASSES = {
 def measure(name):
     rows, roof = {}, {}
     for label, more in PASSES.items():
-        result = run_json(ROOT / "build/terrace", "bench", "--model", model_file(name), "--json", *more)
+        result = run_json(ROOT / "build/terrace", "bench", "--model", model_file(name), "--json", "--rounds", "1",
+                          *more)
         roof = result["roof"]
         if label == "short":
             p = result["prefill"]
