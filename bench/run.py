@@ -21,9 +21,10 @@ PASSES = {
 }
 
 
-def measure(name):
+def measure(name, passes):
     rows, roof = {}, {}
-    for label, more in PASSES.items():
+    for label in passes:
+        more = PASSES[label]
         result = run_json(ROOT / "build/terrace", "bench", "--model", model_file(name), "--json", "--rounds", "1",
                           *more)
         roof = result["roof"]
@@ -69,6 +70,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--passes", type=lambda s: s.split(";"), default=list(PASSES),
+                        help="short;4096, q8_0 KV")
     parser.add_argument("--out", default="engine")
     options = parser.parse_args()
     facts, names = machine(), options.models.split(",")
@@ -77,7 +80,7 @@ def main():
     runs = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names:
-            runs[name].append(measure(name))
+            runs[name].append(measure(name, options.passes))
             print(f"round {number + 1}, {name}: " + ", ".join(
                 f"{k} {v[0]:.1f} ({v[1] * 100:.0f} %)" for k, v in runs[name][-1][0].items()), flush=True)
     report = {"machine": facts, "rounds": options.rounds,
