@@ -149,12 +149,12 @@ static double nll_of(const float *logits, int n, int token)
     return top + log(sum) - logits[token];
 }
 
-/* In per cent of the reference's perplexity. */
+/* In per cent of the perplexity of the second reference, which rounds activations as we do. */
 static double perplexity_change(struct fixture *f)
 {
     int32_t ids[4096];
     int n = read_ids(path(f->vectors, "text", "ids"), ids), n_vocab = model_info(f->model)->n_vocab;
-    double sum = 0, want = json_number_value(path(f->vectors, "text", "nll"));
+    double sum = 0, want = json_number_value(path(f->vectors, "text", "second_nll"));
     for (int pos = 0; pos < n - 1; pos += CHUNK) {
         int m = n - 1 - pos < CHUNK ? n - 1 - pos : CHUNK;
         struct batch_seq s = {ids + pos, m, pos, f->blocks, m};
@@ -165,14 +165,15 @@ static double perplexity_change(struct fixture *f)
     return 100 * (exp(sum / (n - 1) - want) - 1);
 }
 
-/* Activations rounded to 8 bits move every logit a little, which costs 0.2 to 0.5 per cent by
- * itself and wanders by 0.2 when sums are taken in another order; llama.cpp stands at +0.27. */
+/* Against llama.cpp, as float32 is no fair measure: rounding activations to 8 bits costs 0.2 to 0.5
+ * per cent by itself (llama.cpp stands at +0.27) and wanders by 0.2 with the order of sums. Keys
+ * and values of 8 bits, which llama.cpp did not have in that run, add as much again. */
 static void test_perplexity(void **state)
 {
     static const struct {
         enum kv_type type;
         double bound;
-    } types[] = {{KV_F16, 0.5}, {KV_BF16, 0.8}, {KV_Q8_0, 0.8}};
+    } types[] = {{KV_F16, 0.3}, {KV_BF16, 0.3}, {KV_Q8_0, 0.6}};
     struct fixture *f = *state;
     if (!f)
         skip();
