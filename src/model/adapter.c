@@ -258,41 +258,76 @@ static struct adapter *new_adapter(int n_layers)
     return a;
 }
 
-static int build_from(struct adapter *a, struct adapter_parts *p, struct err *e)
+/* What an adapter is read from; no longer needed once it is built. */
+struct sources {
+    const struct safetensors *safetensors; /* with a config, or gguf */
+    const void *config;
+    size_t config_bytes;
+    const struct gguf *gguf;
+};
+
+static int build_from(struct adapter **out, const struct model *m, const struct sources *s,
+                      struct err *e)
 {
-    const struct adapter_part **by_output =
-        xcalloc((size_t)a->n_layers * LORA_OUTPUTS, sizeof(const struct adapter_part *));
-    int rc = build(a, p, by_output, e);
+    struct adapter *a = new_adapter(m->hp.n_layers);
+    size_t n = (size_t)a->n_layers * LORA_OUTPUTS;
+    struct adapter_parts p = {.model = m, .parts = xcalloc(n, sizeof *p.parts)};
+    const struct adapter_part **by_output = xcalloc(n, sizeof(const struct adapter_part *));
+    int rc = s->gguf
+                 ? adapter_read_gguf(&p, s->gguf, &a->info, e)
+                 : adapter_read_peft(&p, s->safetensors, s->config, s->config_bytes, &a->info, e);
+    if (!rc)
+        rc = build(a, &p, by_output, e);
     free(by_output);
+    free(p.parts);
+    arena_release(&p.names);
+    if (rc) {
+        adapter_unref(a);
+        return rc;
+    }
+    *out = a;
+    return 0;
+}
+
+int adapter_open_peft(struct adapter **out, const struct model *m, const void *config,
+                      size_t config_bytes, const void *tensors, size_t tensors_bytes, struct err *e)
+{
+    *out = NULL;
+    struct safetensors *s;
+    int rc = safetensors_open_mem(&s, tensors, tensors_bytes, e);
+    if (rc)
+        return err_prefix(e, rc, "adapter_model.safetensors");
+    rc = build_from(
+        out, m, &(struct sources){.safetensors = s, .config = config, .config_bytes = config_bytes},
+        e);
+    safetensors_close(s);
     return rc;
 }
 
-static int open_peft(struct adapter *a, struct adapter_parts *p, const char *path, struct err *e)
+static int open_directory(struct adapter **out, const struct model *m, const char *path,
+                          struct err *e)
 {
     struct buf config_path = {0}, tensors_path = {0};
     buf_addf(&config_path, "%s/adapter_config.json", path);
     buf_addf(&tensors_path, "%s/adapter_model.safetensors", path);
-    void *config = NULL;
-    size_t config_bytes;
-    struct safetensors *s = NULL;
-    int rc = file_read(&config, &config_bytes, config_path.data, MAX_CONFIG_BYTES, e);
+    void *config = NULL, *tensors = NULL;
+    size_t n_config, n_tensors;
+    int rc = file_read(&config, &n_config, config_path.data, MAX_CONFIG_BYTES, e);
     if (!rc)
-        rc = safetensors_open(&s, tensors_path.data, max_file_bytes, e);
+        rc = file_read(&tensors, &n_tensors, tensors_path.data, max_file_bytes, e);
     if (!rc) {
-        rc = adapter_read_peft(p, s, config, config_bytes, &a->info, e);
-        if (!rc)
-            rc = build_from(a, p, e);
+        rc = adapter_open_peft(out, m, config, n_config, tensors, n_tensors, e);
         if (rc)
             err_prefix(e, rc, "%s", path);
     }
-    safetensors_close(s);
     free(config);
+    free(tensors);
     buf_release(&config_path);
     buf_release(&tensors_path);
     return rc;
 }
 
-static int open_gguf(struct adapter *a, struct adapter_parts *p, const char *path, struct err *e)
+static int open_gguf(struct adapter **out, const struct model *m, const char *path, struct err *e)
 {
     void *data;
     size_t n;
@@ -302,9 +337,7 @@ static int open_gguf(struct adapter *a, struct adapter_parts *p, const char *pat
         return rc;
     rc = gguf_open_mem(&g, data, n, e);
     if (!rc)
-        rc = adapter_read_gguf(p, g, &a->info, e);
-    if (!rc)
-        rc = build_from(a, p, e);
+        rc = build_from(out, m, &(struct sources){.gguf = g}, e);
     if (rc)
         err_prefix(e, rc, "%s", path);
     gguf_close(g);
@@ -317,18 +350,7 @@ int adapter_open(struct adapter **out, const struct model *m, const char *path, 
     *out = NULL;
     struct stat st;
     bool directory = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-    struct adapter *a = new_adapter(m->hp.n_layers);
-    struct adapter_parts p = {.model = m};
-    p.parts = xcalloc((size_t)a->n_layers * LORA_OUTPUTS, sizeof *p.parts);
-    int rc = directory ? open_peft(a, &p, path, e) : open_gguf(a, &p, path, e);
-    arena_release(&p.names);
-    free(p.parts);
-    if (rc) {
-        adapter_unref(a);
-        return rc;
-    }
-    *out = a;
-    return 0;
+    return directory ? open_directory(out, m, path, e) : open_gguf(out, m, path, e);
 }
 
 /* --- random numbers -----------------------------------------------------------------------------

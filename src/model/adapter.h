@@ -46,6 +46,11 @@ struct adapter_info {
  * the message names the tensor or key. */
 int adapter_open(struct adapter **out, const struct model *m, const char *path, struct err *e);
 
+/* The same for the two files of a PEFT directory in memory. */
+int adapter_open_peft(struct adapter **out, const struct model *m, const void *config,
+                      size_t config_bytes, const void *tensors, size_t tensors_bytes,
+                      struct err *e);
+
 /* An adapter of random numbers on every weight, as a trained one might be: for measurements. */
 int adapter_random(struct adapter **out, const struct model *m, int rank, uint64_t seed,
                    struct err *e);
