@@ -1,9 +1,8 @@
 /* generate.c - /v1/chat/completions and /v1/completions: from the request to running choices.
  *
- *   handle -> [pool: large bodies] prepare -> start -> (events: stream.c) -> job_put
- *
- * prepare fails with a status before anything was sent; from start on the engine owes one final
- * event for each choice that it took. */
+ * A job passes the stages of the table at the end of this file, one after the other; any may wait
+ * for something (job->waiter) or fail with a status, as nothing was sent yet. From the last stage
+ * on the engine owes one final event for each choice that it took, and stream.c answers. */
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "model/adapter.h"
 #include "server/job.h"
 #include "server/persona.h"
 #include "server/terms.h"
@@ -22,32 +22,57 @@ enum {
     BEGIN_AFTER_MS = 5000, /* a stream without an event gets its head, so that clients see life */
 };
 
-/* ---- preparation: any thread ---- */
-
-static void refuse(struct job *j, int status, const char *code)
+enum job_step job_refuse(struct job *j, int status, const char *code)
 {
     j->status = status;
     j->code = code;
+    return JOB_FAILED;
 }
 
-static int check_length(struct job *j, const struct token_list *prompt)
+struct str job_body(const struct job *j)
+{
+    if (j->large)
+        return (struct str){j->body, j->n_body};
+    return j->x ? j->x->http->body : STR("");
+}
+
+/* ---- heavy stages: any thread ---- */
+
+static enum job_step stage_parse(struct job *j)
+{
+    struct str body = job_body(j);
+    int rc = openai_parse(&j->req, j->endpoint, body.p, body.n, &j->err);
+    if (rc)
+        return job_refuse(j, openai_status(rc), NULL);
+    if (j->req.persona && personas_apply(j->server->personas, &j->req, &j->err))
+        return job_refuse(j, 404, "persona_not_found");
+    int64_t n_choices = (int64_t)j->req.n_prompts * j->req.gen.n;
+    if (n_choices <= MAX_CHOICES)
+        return JOB_GO;
+    err_param(&j->err, ERR_LIMIT, "n",
+              "%zu prompts with 'n' = %" PRId64 " are more than %d choices", j->req.n_prompts,
+              j->req.gen.n, MAX_CHOICES);
+    return job_refuse(j, 400, NULL);
+}
+
+static enum job_step check_length(struct job *j, const struct token_list *prompt)
 {
     const char *field = j->endpoint == OPENAI_CHAT ? "messages" : "prompt";
     int n_ctx = j->model->model.n_ctx;
     if (prompt->n > 0 && prompt->n < (size_t)n_ctx)
-        return 0;
+        return JOB_GO;
     if (prompt->n == 0) {
-        refuse(j, 400, NULL);
-        return err_param(&j->err, ERR_INVALID, field, "'%s' holds no tokens", field);
+        err_param(&j->err, ERR_INVALID, field, "'%s' holds no tokens", field);
+        return job_refuse(j, 400, NULL);
     }
-    refuse(j, 400, "context_length_exceeded");
-    return err_param(&j->err, ERR_INVALID, field,
-                     "'%s' takes %zu tokens, and the context of %s is %d tokens, of which one at "
-                     "least must be left for the answer: shorten it",
-                     field, prompt->n, j->model->name, n_ctx);
+    err_param(&j->err, ERR_INVALID, field,
+              "'%s' takes %zu tokens, and the context of %s is %d tokens, of which one at "
+              "least must be left for the answer: shorten it",
+              field, prompt->n, j->model->name, n_ctx);
+    return job_refuse(j, 400, "context_length_exceeded");
 }
 
-static int make_prompts(struct job *j)
+static enum job_step stage_prompt(struct job *j)
 {
     const struct chat_request *r = &j->req;
     j->n_prompts = r->messages ? 1 : (int)r->n_prompts;
@@ -56,42 +81,12 @@ static int make_prompts(struct job *j)
         struct token_list *out = &j->prompts[i];
         int rc = r->messages ? prompt_from_messages(j->model, r, out, &j->err)
                              : prompt_from_raw(j->model, r, &r->prompts[i], out, &j->err);
-        if (rc) {
-            refuse(j, openai_status(rc), NULL);
-            return rc;
-        }
-        rc = check_length(j, out);
         if (rc)
-            return rc;
+            return job_refuse(j, openai_status(rc), NULL);
+        if (check_length(j, out))
+            return JOB_FAILED;
     }
-    return 0;
-}
-
-/* Body to prompts. On failure j->status, code and err say how to answer. */
-static void prepare(struct job *j, const char *body, size_t n)
-{
-    int rc = openai_parse(&j->req, j->endpoint, body, n, &j->err);
-    if (rc) {
-        refuse(j, openai_status(rc), NULL);
-        return;
-    }
-    if (j->req.persona && personas_apply(j->server->personas, &j->req, &j->err)) {
-        refuse(j, 404, "persona_not_found");
-        return;
-    }
-    int64_t n_choices = (int64_t)j->req.n_prompts * j->req.gen.n;
-    if (n_choices > MAX_CHOICES) {
-        refuse(j, 400, NULL);
-        err_param(&j->err, ERR_LIMIT, "n",
-                  "%zu prompts with 'n' = %" PRId64 " are more than %d choices", j->req.n_prompts,
-                  j->req.gen.n, MAX_CHOICES);
-        return;
-    }
-    int status = served_resolve(j->server, j->req.model, &j->model, &j->code, &j->err);
-    if (status)
-        refuse(j, status, j->code);
-    else
-        make_prompts(j);
+    return JOB_GO;
 }
 
 /* ---- life of a job ---- */
@@ -109,6 +104,8 @@ static void job_free(struct job *j)
     }
     for (int i = 0; i < j->n_prompts; i++)
         token_list_release(&j->prompts[i]);
+    for (int i = 0; i < j->n_adapters; i++)
+        adapter_unref(j->adapters[i].adapter);
     free(j->choices);
     free(j->prompts);
     free(j->body);
@@ -118,7 +115,7 @@ static void job_free(struct job *j)
 
 void job_put(struct job *j)
 {
-    if (!j->x && !j->preparing && j->n_running == 0)
+    if (!j->x && !j->preparing && j->n_running == 0 && !waiter_waits(&j->waiter))
         job_free(j);
 }
 
@@ -132,6 +129,7 @@ void job_cancel(struct job *j)
 void job_closed(struct job *j)
 {
     j->x = NULL;
+    waiter_cancel(&j->waiter);
     job_cancel(j);
     job_put(j);
 }
@@ -141,6 +139,7 @@ void job_fail(struct job *j, int status, const char *code, const struct err *e)
     if (j->failed)
         return;
     j->failed = true;
+    waiter_cancel(&j->waiter);
     job_cancel(j);
     if (!j->x)
         return;
@@ -158,6 +157,12 @@ void job_fail(struct job *j, int status, const char *code, const struct err *e)
 
 void job_tick(struct job *j)
 {
+    if (waiter_waits(&j->waiter) && j->deadline_ms && clock_ms() >= j->deadline_ms) {
+        struct err e = {0};
+        err_set(&e, ERR_TIMEOUT, "the request did not begin before its deadline");
+        job_fail(j, openai_status(e.code), NULL, &e);
+        return;
+    }
     bool late = clock_ns() - j->start_ns > (int64_t)BEGIN_AFTER_MS * 1000000;
     if (late && j->x && !j->begun && !j->failed && j->req.stream && j->n_running)
         job_begin_stream(j);
@@ -203,6 +208,8 @@ static void fill_request(const struct choice *c, struct engine_request *out,
         /* some models mark calls with control tokens */
         .special = !g->skip_special || job_finds_calls(j),
         .cache_salt = g->cache_salt,
+        .adapters = j->adapters,
+        .n_adapters = j->n_adapters,
         .tenant = j->tenant,
         .priority = (int)g->priority,
         .deadline_ms = j->deadline_ms,
@@ -215,34 +222,6 @@ static void fill_request(const struct choice *c, struct engine_request *out,
         bias[i] = (struct logit_bias){g->bias[i].id, g->bias[i].bias};
     out->sampling.bias = bias;
     out->sampling.n_bias = (int)g->n_bias;
-}
-
-/* A full queue is the server's state, all else that submit refuses is the request's fault. */
-static void submit_failed(struct job *j, struct err *e)
-{
-    if (e->code == ERR_BUSY) {
-        j->model->metrics.rejected++;
-        job_fail(j, 429, "queue_full", e);
-        return;
-    }
-    job_fail(j, openai_status(e->code), NULL, e);
-}
-
-static void submit(struct job *j)
-{
-    struct logit_bias *bias = arena_alloc(&j->req.arena, (j->req.gen.n_bias + 1) * sizeof *bias);
-    for (int i = 0; i < j->n_choices; i++) {
-        struct choice *c = &j->choices[i];
-        struct engine_request er;
-        struct err e = {0};
-        fill_request(c, &er, bias);
-        if (engine_submit(j->model->model.engine, &er, &c->id, &e)) {
-            submit_failed(j, &e);
-            return;
-        }
-        c->running = true;
-        j->n_running++;
-    }
 }
 
 static void make_choices(struct job *j)
@@ -274,77 +253,151 @@ static void make_head(struct job *j)
     };
 }
 
-/* The preparation is over: answers with its failure, or begins. */
-static void start(struct job *j)
+/* A full queue is the server's state, all else that submit refuses is the request's fault. */
+static enum job_step submit_failed(struct job *j)
 {
-    note_unknown_fields(j->server, &j->req);
-    if (!j->x) { /* the client left meanwhile */
-        job_put(j);
-        return;
-    }
-    if (j->status) {
-        job_fail(j, j->status, j->code, &j->err);
-        return;
-    }
-    if (request_deadline(j->x->http, &j->req, j->start_ns, &j->deadline_ms, &j->err)) {
-        job_fail(j, 400, NULL, &j->err);
-        return;
-    }
-    j->tenant = request_tenant(j->x->http, &j->req);
+    if (j->err.code != ERR_BUSY)
+        return job_refuse(j, openai_status(j->err.code), NULL);
+    j->model->metrics.rejected++;
+    return job_refuse(j, 429, "queue_full");
+}
+
+static enum job_step stage_submit(struct job *j)
+{
+    struct logit_bias *bias = arena_alloc(&j->req.arena, (j->req.gen.n_bias + 1) * sizeof *bias);
     j->x->http->on_drain = job_drain;
     http_drop_body(j->x->http);
     make_choices(j);
     make_head(j);
-    submit(j);
+    for (int i = 0; i < j->n_choices; i++) {
+        struct choice *c = &j->choices[i];
+        struct engine_request er;
+        fill_request(c, &er, bias);
+        if (engine_submit(j->model->model.engine, &er, &c->id, &j->err))
+            return submit_failed(j);
+        c->running = true;
+        j->n_running++;
+    }
+    return JOB_GO;
 }
 
-/* ---- large bodies ---- */
+/* ---- the other stages ---- */
 
-static void prepare_on_pool(uv_work_t *work)
+static enum job_step stage_terms(struct job *j)
+{
+    note_unknown_fields(j->server, &j->req);
+    j->tenant = request_tenant(j->x->http, &j->req);
+    if (request_deadline(j->x->http, &j->req, j->start_ns, &j->deadline_ms, &j->err))
+        return job_refuse(j, 400, NULL);
+    return JOB_GO;
+}
+
+static enum job_step stage_model(struct job *j)
+{
+    int status = served_resolve(j->server, j->req.model, &j->model, &j->code, &j->err);
+    return status ? job_refuse(j, status, j->code) : JOB_GO;
+}
+
+static const struct stage {
+    enum job_step (*run)(struct job *j);
+    bool heavy; /* any thread may run it; else the server's, with a client that is still there */
+} stages[] = {
+    {stage_parse, true},                         /* bytes -> req */
+    {stage_terms, false},                        /* for whom, and until when */
+    {stage_model, false},  {stage_prompt, true}, /* messages -> tokens */
+    {stage_submit, false},
+};
+
+/* ---- the way through the stages ---- */
+
+static void advance(struct job *j);
+
+/* The stage has said rc. */
+static void stage_over(struct job *j, enum job_step rc)
+{
+    j->stage = rc == JOB_GO ? j->stage + 1 : (int)ARRAY_LEN(stages);
+    if (!j->x)
+        job_put(j); /* the client left meanwhile */
+    else if (rc == JOB_FAILED)
+        job_fail(j, j->status, j->code, &j->err);
+    else
+        advance(j);
+}
+
+static void run_on_pool(uv_work_t *work)
 {
     struct job *j = work->data;
-    prepare(j, j->body, j->n_body);
+    j->outcome = stages[j->stage].run(j);
 }
 
-static void prepared_on_pool(uv_work_t *work, int status)
+static void ran_on_pool(uv_work_t *work, int status)
 {
     struct job *j = work->data;
     free(work);
-    free(j->body);
-    j->body = NULL;
     j->preparing = false;
-    start(j);
+    stage_over(j, j->outcome);
 }
 
-static void prepare_later(struct job *j, struct str body)
+static void run_later(struct job *j)
 {
     uv_work_t *work = xcalloc(1, sizeof *work);
     work->data = j;
     j->preparing = true;
+    int rc = uv_queue_work(http_loop_uv(j->server->loop), work, run_on_pool, ran_on_pool);
+    BUG_ON(rc); /* only for a NULL callback */
+}
+
+/* Runs the stages until one waits, or all are over. */
+static void advance(struct job *j)
+{
+    if (j->stage == (int)ARRAY_LEN(stages))
+        return;
+    if (j->large && stages[j->stage].heavy) {
+        run_later(j);
+        return;
+    }
+    enum job_step rc = stages[j->stage].run(j);
+    if (rc != JOB_WAIT)
+        stage_over(j, rc);
+}
+
+static void woken(struct waiter *w, const struct err *failed)
+{
+    struct job *j = (struct job *)((char *)w - offsetof(struct job, waiter));
+    if (!failed) {
+        advance(j);
+        return;
+    }
+    j->err = *failed;
+    stage_over(j, job_refuse(j, openai_status(failed->code), NULL));
+}
+
+static void keep_body(struct job *j, struct str body)
+{
+    j->large = true;
     j->body = xstrndup(body.p, body.n); /* the request's copy goes when the client does */
     j->n_body = body.n;
     http_drop_body(j->x->http);
-    int rc = uv_queue_work(http_loop_uv(j->server->loop), work, prepare_on_pool, prepared_on_pool);
-    BUG_ON(rc); /* only for a NULL callback */
 }
 
 static void generate(struct exchange *x, enum openai_endpoint endpoint)
 {
     struct server *s = x->server;
     struct job *j = xcalloc(1, sizeof *j);
-    *j = (struct job){.server = s, .x = x, .endpoint = endpoint, .start_ns = x->start_ns};
+    *j = (struct job){.server = s,
+                      .x = x,
+                      .endpoint = endpoint,
+                      .start_ns = x->start_ns,
+                      .waiter = {.wake = woken}};
     j->next = s->jobs;
     j->link = &s->jobs;
     if (j->next)
         j->next->link = &j->next;
     s->jobs = j;
     x->job = j;
-    if (x->http->body.n > INLINE_BODY_BYTES) {
-        prepare_later(j, x->http->body);
-        return;
-    }
-    prepare(j, x->http->body.p, x->http->body.n);
-    start(j);
+    if (x->http->body.n > INLINE_BODY_BYTES)
+        keep_body(j, x->http->body);
+    advance(j);
 }
 
 void handle_chat(struct exchange *x)

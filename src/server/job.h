@@ -1,7 +1,17 @@
 /* job.h - one generation: a parsed request, its prompts, its choices and the answer they become. */
 #pragma once
 
+#include "base/waiter.h"
+#include "model/model.h"
 #include "server/service.h"
+
+/* What a stage of the way into the engine (generate.c) says. */
+enum job_step {
+    JOB_GO,     /* the next stage, please */
+    JOB_WAIT,   /* job->waiter is on somebody's list; once woken, the same stage runs again */
+    JOB_FAILED, /* job->status, code and err say how to answer */
+    JOB_TAKEN,  /* somebody else answers from now on; the stages are over */
+};
 
 struct choice {
     struct engine_user user;
@@ -38,24 +48,33 @@ struct job {
     int n_choices, n_running;
     struct openai_head head;
     char id[48];
-    bool preparing; /* on a pool thread, which owns req, prompts and the failure below */
-    bool begun;     /* stream: status and headers went out */
-    bool blocked;   /* the client is slow: the engine was told to pause */
-    bool failed;    /* answered with an error: what still comes is dropped */
+    int stage;             /* the one that runs or waits; all are over at the end of the table */
+    bool large;            /* the body is: heavy stages run on a pool thread */
+    bool preparing;        /* on a pool thread, which owns req, prompts and the failure below */
+    enum job_step outcome; /* of what ran there */
+    struct waiter waiter;
+    struct adapter_use adapters[MODEL_MAX_ADAPTERS]; /* one reference each */
+    int n_adapters;
+    bool begun;   /* stream: status and headers went out */
+    bool blocked; /* the client is slow: the engine was told to pause */
+    bool failed;  /* answered with an error: what still comes is dropped */
     int64_t start_ns;
     const char *tenant;
     int64_t deadline_ms; /* 0: none */
 
-    /* outcome of the preparation */
+    /* why a stage failed */
     int status; /* 0: fine, else the HTTP status */
     const char *code;
     struct err err;
 
-    char *body; /* copy for the pool thread */
+    char *body; /* copy of a large body: the request's own goes when the client does */
     size_t n_body;
 };
 
 /* generate.c */
+enum job_step job_refuse(struct job *j, int status, const char *code); /* JOB_FAILED; err is set */
+struct str
+job_body(const struct job *j); /* as the client sent it; until the prompt stage is over */
 void job_fail(struct job *j, int status, const char *code, const struct err *e);
 void job_cancel(struct job *j); /* every choice that still runs */
 void job_put(struct job *j);    /* frees it if nobody needs it any more */
