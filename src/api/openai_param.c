@@ -282,6 +282,8 @@ static int read_content(struct chat_request *r, const struct openai_param *p, co
 /* Rows are read in this order, so a row may rely on the ones above it. */
 const struct openai_param openai_params[] = {
     {"model", ALL, PARAM_CUSTOM, .fn = read_model},
+    {"adapter", BOTH, PARAM_CUSTOM, .fn = openai_read_adapter},
+    {"lora", BOTH, PARAM_CUSTOM, .fn = openai_read_lora},
     {"persona", CHAT, PARAM_CUSTOM, .fn = read_persona},
     {"messages", CHAT | TOKENIZE, PARAM_CUSTOM, .fn = openai_read_messages},
     {"prompt", TEXT | TOKENIZE, PARAM_CUSTOM, .fn = read_prompt},
@@ -379,7 +381,6 @@ const struct openai_param openai_params[] = {
     {"return_tokens_as_token_ids", BOTH, PARAM_REFUSED, .accept = "[false]"},
     {"return_token_ids", BOTH, PARAM_REFUSED, .accept = "[false]"},
     {"prompt_embeds", TEXT, PARAM_REFUSED, .accept = "[]"},
-    {"lora", BOTH, PARAM_REFUSED, .accept = "[[]]"},
     {"n_probs", BOTH, PARAM_REFUSED, .accept = "[0]"},
     {"samplers", BOTH, PARAM_REFUSED, .accept = "[]"},
     {"mirostat", BOTH, PARAM_REFUSED, .accept = "[0]"},

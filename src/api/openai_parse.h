@@ -36,6 +36,9 @@ extern const size_t openai_n_params;
 /* Customs with a file of their own: openai_messages.c */
 openai_param_fn openai_read_messages, openai_read_tools, openai_read_tool_choice;
 
+/* adapter_parse.c */
+openai_param_fn openai_read_adapter, openai_read_lora;
+
 /* "'NAME' must be WHAT, got SHOWN" with ERR_INVALID and the field's name. */
 int openai_bad(struct err *e, const char *name, const char *what, const json_t *got);
 

@@ -25,6 +25,8 @@ enum {
     API_MAX_BIAS = 1024,
     API_MAX_MESSAGES = 16384,
     API_MAX_LOGPROBS = 20,
+    API_MAX_ADAPTERS = 4, /* of one request */
+    API_MAX_SCALE = 100,  /* of an adapter, either sign */
     API_MAX_TIMEOUT_S = 86400,
     API_MAX_UNKNOWN = 8, /* names of unknown fields that are kept for the log */
 };
@@ -73,6 +75,13 @@ struct gen_prompt {
     size_t n_ids;
 };
 
+/* An adapter that a request wants, and how much of it. */
+struct adapter_choice {
+    const char *name; /* or alias; NULL: by id */
+    int64_t id;       /* as /lora-adapters lists it */
+    double scale;     /* not 0 in a request */
+};
+
 struct chat_request {
     struct arena arena;
     json_t *root; /* the body */
@@ -80,6 +89,9 @@ struct chat_request {
     const char *model; /* NULL: the default model */
     struct gen_params gen;
     const char *persona; /* whose messages come before these, NULL: none */
+    struct adapter_choice adapters[API_MAX_ADAPTERS];
+    size_t n_adapters;
+    bool picks_adapters; /* the fields above are the client's word, also when there are none */
     const char *user;    /* whom the client asks for, NULL: did not say */
     double timeout_s;    /* 0: none */
     bool stream;

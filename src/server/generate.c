@@ -298,13 +298,23 @@ static enum job_step stage_model(struct job *j)
     return status ? job_refuse(j, status, j->code) : JOB_GO;
 }
 
+/* Nobody keeps adapters yet, so none can be found. */
+static enum job_step stage_adapters(struct job *j)
+{
+    if (!j->req.n_adapters)
+        return JOB_GO;
+    err_param(&j->err, ERR_NOTFOUND, "adapter", "The adapter `%.128s` does not exist",
+              j->req.adapters[0].name ? j->req.adapters[0].name : "");
+    return job_refuse(j, 404, "adapter_not_found");
+}
+
 static const struct stage {
     enum job_step (*run)(struct job *j);
     bool heavy; /* any thread may run it; else the server's, with a client that is still there */
 } stages[] = {
-    {stage_parse, true},                         /* bytes -> req */
-    {stage_terms, false},                        /* for whom, and until when */
-    {stage_model, false},  {stage_prompt, true}, /* messages -> tokens */
+    {stage_parse, true},  /* bytes -> req */
+    {stage_terms, false}, /* for whom, and until when */
+    {stage_model, false},  {stage_adapters, false}, {stage_prompt, true}, /* messages -> tokens */
     {stage_submit, false},
 };
 
