@@ -59,6 +59,34 @@ static int assign_enum(const struct opt_set *s, const struct opt *o, const char 
     return ERR_INVALID;
 }
 
+/* A list of an earlier place (default, file, environment) is overridden as a whole. */
+static void assign_list(const struct opt_set *s, const struct opt *o, const char *text)
+{
+    struct opt_list *l = slot(s, o);
+    if (l->settled)
+        *l = (struct opt_list){0};
+    size_t most = l->n + 1;
+    for (const char *p = text; *p; p++)
+        most += *p == ',';
+    const char **items = arena_alloc(s->arena, most * sizeof *items);
+    for (size_t i = 0; i < l->n; i++)
+        items[i] = l->items[i];
+    l->items = items;
+    for (const char *p = text; *p;) {
+        size_t n = strcspn(p, ",");
+        if (n)
+            l->items[l->n++] = arena_strdup(s->arena, (struct str){p, n});
+        p += n + (p[n] == ',');
+    }
+}
+
+static void settle_lists(const struct opt_set *s)
+{
+    for (const struct opt *o = s->opts; o->name; o++)
+        if (o->kind == OPT_LIST)
+            ((struct opt_list *)slot(s, o))->settled = true;
+}
+
 static bool parse_bool(const char *text, bool *out)
 {
     static const char *const yes[] = {"true", "yes", "on", "1", NULL};
@@ -121,6 +149,9 @@ int opt_assign(const struct opt_set *s, const struct opt *o, const char *text, c
         return parse_bool(text, to) ? 0 : wrong(o, text, where, "true or false", e);
     case OPT_ENUM:
         return assign_enum(s, o, text, where, e);
+    case OPT_LIST:
+        assign_list(s, o, text);
+        return 0;
     }
     BUG("option %s has kind %d", o->name, (int)o->kind);
 }
@@ -132,6 +163,7 @@ void opt_defaults(const struct opt_set *s)
         if (o->fallback && opt_assign(s, o, o->fallback, o->name, &e))
             BUG("default of --%s: %s", o->name, e.msg);
     }
+    settle_lists(s);
 }
 
 /* TERRACE_MEMORY_LIMIT for memory-limit. */
@@ -157,9 +189,24 @@ int opt_env(const struct opt_set *s, struct err *e)
     return 0;
 }
 
+/* A list as a YAML sequence. */
+static int file_sequence(const struct opt_set *s, const struct opt *o, yaml_document_t *doc,
+                         const yaml_node_t *value, const char *where, struct err *e)
+{
+    assign_list(s, o, "");
+    for (yaml_node_item_t *i = value->data.sequence.items.start; i < value->data.sequence.items.top;
+         i++) {
+        const yaml_node_t *item = yaml_document_get_node(doc, *i);
+        if (item->type != YAML_SCALAR_NODE)
+            return err_param(e, ERR_INVALID, o->name, "%s: must be a list of words", where);
+        assign_list(s, o, (const char *)item->data.scalar.value);
+    }
+    return 0;
+}
+
 /* One "key: value" of the file. */
-static int file_pair(const struct opt_set *s, const char *path, const yaml_node_t *key,
-                     const yaml_node_t *value, struct err *e)
+static int file_pair(const struct opt_set *s, const char *path, yaml_document_t *doc,
+                     const yaml_node_t *key, const yaml_node_t *value, struct err *e)
 {
     char where[256];
     snprintf(where, sizeof where, "%s:%zu:%zu", path, key->start_mark.line + 1,
@@ -173,6 +220,8 @@ static int file_pair(const struct opt_set *s, const char *path, const yaml_node_
                          "%s: there is no option \"%s\"; see terrace serve --help", where, name);
     snprintf(where, sizeof where, "%s:%zu:%zu: %s", path, value->start_mark.line + 1,
              value->start_mark.column + 1, name);
+    if (o->kind == OPT_LIST && value->type == YAML_SEQUENCE_NODE)
+        return file_sequence(s, o, doc, value, where, e);
     if (value->type != YAML_SCALAR_NODE)
         return err_param(e, ERR_INVALID, name, "%s: must be a single value", where);
     return opt_assign(s, o, (const char *)value->data.scalar.value, where, e);
@@ -198,7 +247,7 @@ static int file_mapping(const struct opt_set *s, const char *path, yaml_document
                                key->start_mark.line + 1, key->start_mark.column + 1,
                                (char *)key->data.scalar.value);
         }
-        int rc = file_pair(s, path, key, yaml_document_get_node(doc, p->value), e);
+        int rc = file_pair(s, path, doc, key, yaml_document_get_node(doc, p->value), e);
         if (rc)
             return rc;
     }
@@ -345,8 +394,10 @@ int opt_load(const struct opt_set *s, int argc, char **argv, int max_words, int 
     const struct opt *config = find(s->opts, STR("config"));
     const char *path = config ? config_path(s, config, argc, argv) : NULL;
     int rc = path ? opt_file(s, path, e) : 0;
+    settle_lists(s);
     if (rc == 0)
         rc = opt_env(s, e);
+    settle_lists(s);
     return rc ? rc : opt_args(s, argc, argv, max_words, n_words, e);
 }
 
@@ -397,6 +448,14 @@ void opt_help(const struct opt *opts, FILE *out)
     }
 }
 
+static void print_quoted(const char *text, FILE *out)
+{
+    fputc('\'', out);
+    for (const char *p = text; *p; p++) /* YAML: '' inside '...' */
+        fprintf(out, *p == '\'' ? "''" : "%c", *p);
+    fputc('\'', out);
+}
+
 void opt_print(const struct opt_set *s, FILE *out)
 {
     for (const struct opt *o = s->opts; o->name; o++) {
@@ -405,13 +464,10 @@ void opt_print(const struct opt_set *s, FILE *out)
             continue;
         fprintf(out, "%s: ", o->name);
         switch (o->kind) {
-        case OPT_STR: {
-            fputc('\'', out);
-            for (const char *p = *(const char *const *)v; *p; p++) /* YAML: '' inside '...' */
-                fprintf(out, *p == '\'' ? "''" : "%c", *p);
-            fputs("'\n", out);
+        case OPT_STR:
+            print_quoted(*(const char *const *)v, out);
+            fputc('\n', out);
             break;
-        }
         case OPT_INT:
             fprintf(out, "%lld\n", (long long)*(const int64_t *)v);
             break;
@@ -430,6 +486,16 @@ void opt_print(const struct opt_set *s, FILE *out)
         case OPT_ENUM:
             fprintf(out, "%s\n", o->choices[*(const int *)v]);
             break;
+        case OPT_LIST: {
+            const struct opt_list *l = v;
+            fputc('[', out);
+            for (size_t i = 0; i < l->n; i++) {
+                fputs(i ? ", " : "", out);
+                print_quoted(l->items[i], out);
+            }
+            fputs("]\n", out);
+            break;
+        }
         }
     }
 }

@@ -22,6 +22,13 @@ enum opt_kind {
     OPT_MS,    /* int64_t: "30s" */
     OPT_BOOL,  /* bool: --name, --no-name, --name=false */
     OPT_ENUM,  /* int: index into choices */
+    OPT_LIST,  /* struct opt_list: "a,b"; given again on the command line it adds */
+};
+
+struct opt_list {
+    const char **items; /* in the arena, as the strings */
+    size_t n;
+    bool settled; /* came from an earlier place: the next assignment replaces it */
 };
 
 struct opt {

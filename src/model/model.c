@@ -109,7 +109,8 @@ static int load_weights(struct model *m, const struct gguf *g, const struct mode
     return 0;
 }
 
-static int open_parts(struct model *m, const struct gguf *g, const struct model_opts *o,
+/* All but the weights' data. */
+static int open_shape(struct model *m, const struct gguf *g, const struct model_opts *o,
                       struct err *e)
 {
     int n_tokens = o->max_batch_tokens ? o->max_batch_tokens : DEFAULT_BATCH_TOKENS;
@@ -132,16 +133,15 @@ static int open_parts(struct model *m, const struct gguf *g, const struct model_
     if (!m->arch->window)
         m->hp.window = 0;
     m->kv = (struct kv_layout){o->kv_type, m->hp.n_kv_heads, m->hp.head_dim};
-    rc = scratch_init(&m->scratch, m, n_tokens, e);
-    if (!rc)
-        rc = load_weights(m, g, o, e);
-    return rc;
+    return scratch_init(&m->scratch, m, n_tokens, e);
 }
 
 int model_open(struct model **out, const struct gguf *g, const struct model_opts *o, struct err *e)
 {
     struct model *m = xcalloc(1, sizeof *m);
-    int rc = open_parts(m, g, o, e);
+    int rc = open_shape(m, g, o, e);
+    if (!rc)
+        rc = load_weights(m, g, o, e);
     if (rc) {
         model_close(m);
         return rc;
@@ -149,6 +149,19 @@ int model_open(struct model **out, const struct gguf *g, const struct model_opts
     fill_info(m, g);
     *out = m;
     return 0;
+}
+
+int model_measure(struct model_info *out, const struct gguf *g, const struct model_opts *o,
+                  struct err *e)
+{
+    struct model *m = xcalloc(1, sizeof *m);
+    int rc = open_shape(m, g, o, e);
+    if (!rc) {
+        fill_info(m, g);
+        *out = m->info;
+    }
+    model_close(m);
+    return rc;
 }
 
 void model_close(struct model *m)

@@ -50,6 +50,12 @@ struct model_info {
  * architecture, tensor or rope scaling. */
 int model_open(struct model **out, const struct gguf *g, const struct model_opts *o, struct err *e);
 void model_close(struct model *m);
+
+/* What model_open would make of g, its memory above all, without packing a weight: milliseconds.
+ * The same errors, but for damage inside the weights. */
+int model_measure(struct model_info *out, const struct gguf *g, const struct model_opts *o,
+                  struct err *e);
+
 const struct model_info *model_info(const struct model *m);
 
 /* The memory of KV blocks 0 .. n_blocks-1, one pool for all sequences. Who owns which block is the

@@ -15,6 +15,7 @@ struct settings {
     uint64_t limit;
     bool cache, quiet;
     int level;
+    struct opt_list models;
 };
 
 static const char *const levels[] = {"low", "high", NULL};
@@ -29,6 +30,7 @@ static const struct opt table[] = {
     {"cache", OPT_BOOL, AT(cache), "true", NULL, "Caching."},
     {"quiet", OPT_BOOL, AT(quiet), NULL, NULL, "Silence.", .letter = 'q'},
     {"level", OPT_ENUM, AT(level), "low", "LEVEL", "How much.", .choices = levels},
+    {"models", OPT_LIST, AT(models), "one,two", "NAMES", "Several."},
     {NULL},
 };
 
@@ -168,12 +170,54 @@ static void test_precedence(void **state)
     arena_release(&f.arena);
 }
 
+static void expect_list(const struct fixture *f, const char *joined)
+{
+    char text[128] = "";
+    for (size_t i = 0; i < f->v.models.n; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", i ? "|" : "",
+                 f->v.models.items[i]);
+    assert_string_equal(text, joined);
+}
+
+/* Commas and repetition add; a later place replaces. */
+static void test_lists(void **state)
+{
+    struct fixture f;
+    init(&f);
+    assert_int_equal(load(&f, (const char *const[]){NULL}), 0);
+    expect_list(&f, "one|two");
+    assert_int_equal(LOAD(&f, "--models=a,b", "--models", "c"), 0);
+    expect_list(&f, "a|b|c");
+    assert_int_equal(LOAD(&f, "--models=,a,,b,"), 0);
+    expect_list(&f, "a|b");
+    assert_int_equal(LOAD(&f, "--models="), 0);
+    expect_list(&f, "");
+    assert_int_equal(load_file(&f, "models: [x, y]\n"), 0);
+    expect_list(&f, "x|y");
+    assert_int_equal(load_file(&f, "models:\n  - x\n  - y,z\n"), 0);
+    expect_list(&f, "x|y|z");
+    assert_int_equal(load_file(&f, "models: x\n"), 0);
+    expect_list(&f, "x");
+    assert_int_equal(load_file(&f, "models: []\n"), 0);
+    expect_list(&f, "");
+    assert_int_equal(load_file(&f, "models: [[x]]\n"), ERR_INVALID);
+    assert_int_equal(load_file(&f, "port: [1]\n"), ERR_INVALID);
+    setenv("TERRACE_MODELS", "e,f", 1);
+    assert_int_equal(load_file(&f, "models: [x]\n"), 0);
+    expect_list(&f, "e|f");
+    assert_int_equal(LOAD(&f, "--models=g"), 0);
+    expect_list(&f, "g");
+    unsetenv("TERRACE_MODELS");
+    arena_release(&f.arena);
+}
+
 /* What opt_print writes is a file that gives the same values. */
 static void test_print_round_trip(void **state)
 {
     struct fixture f;
     init(&f);
-    assert_int_equal(LOAD(&f, "--model=it's", "--port=5", "--level=high", "--share=0.25"), 0);
+    assert_int_equal(
+        LOAD(&f, "--model=it's", "--port=5", "--level=high", "--share=0.25", "--models=p,q"), 0);
     char *text = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
@@ -184,6 +228,7 @@ static void test_print_round_trip(void **state)
     assert_int_equal(load_file(&f, text), 0);
     assert_string_equal(f.v.model, "it's");
     assert_true(f.v.port == 5 && f.v.level == 1 && f.v.share == 0.25);
+    expect_list(&f, "p|q");
     free(text);
     arena_release(&f.arena);
 }
@@ -195,6 +240,7 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_file),
         cmocka_unit_test(test_precedence),
+        cmocka_unit_test(test_lists),
         cmocka_unit_test(test_print_round_trip),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
