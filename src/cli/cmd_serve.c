@@ -21,7 +21,8 @@ struct serve_options {
     uint64_t max_body;
     const char *state_dir;
     int log_level, log_format;
-    bool check_config, insecure;
+    const char *allow_origin;
+    bool check_config, insecure, routes;
 };
 
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
@@ -36,11 +37,16 @@ static const struct opt opts[] = {
      .letter = 'c', .cli_only = true},
     {"check-config", OPT_BOOL, AT(check_config), NULL, NULL,
      "Check flags, environment and file, print the values in force and end.", .cli_only = true},
+    {"routes", OPT_BOOL, AT(routes), NULL, NULL,
+     "Print the routes and who may use them as JSON, and end.", .cli_only = true},
     {"host", OPT_STR, AT(host), "127.0.0.1", "ADDRESS", "The address to listen on."},
     {"port", OPT_INT, AT(port), "11403", "N", "The port to listen on; 0 takes a free one.",
      .min = 0, .max = 65535, .letter = 'p'},
     {"insecure", OPT_BOOL, AT(insecure), NULL, NULL,
      "Listen on an address that other machines reach, although anybody may then use the service."},
+    {"allow-origin", OPT_STR, AT(allow_origin), NULL, "ORIGINS",
+     "Web pages that may use the service, as in https://chat.example, separated by commas; * for\n"
+     "all. Pages of this machine may."},
     {"tls-cert", OPT_STR, AT(tls_cert), NULL, "FILE", "Certificate chain in PEM: serve HTTPS."},
     {"tls-key", OPT_STR, AT(tls_key), NULL, "FILE", "Private key of the certificate, in PEM."},
     LOAD_OPTS(AT(load)),
@@ -171,6 +177,8 @@ static int open_server(struct service *s, struct err *e)
         .http = http_server_defaults(),
         .version = cli_version,
         .drain_ms = o->drain_ms,
+        .allow_origin = o->allow_origin,
+        .open_to_all = o->insecure,
     };
     so.http.host = o->host;
     so.http.port = (int)o->port;
@@ -220,6 +228,13 @@ static int run(const struct command *c, int argc, char **argv)
     int n_words, status = cli_options(c, &o, &arena, argc, argv, 0, &n_words);
     if (status < 0 && o.check_config) {
         opt_print(&(struct opt_set){opts, &o, &arena}, stdout);
+        status = EXIT_OK;
+    }
+    if (status < 0 && o.routes) {
+        struct buf b = {0};
+        server_routes(&b);
+        puts(buf_str(&b));
+        buf_release(&b);
         status = EXIT_OK;
     }
     if (status < 0) {

@@ -342,8 +342,11 @@ static void readable(struct http_conn *c)
         }
         if (c->state == CONN_LINGER)
             continue;
+        bool head = c->state == CONN_HEAD;
         size_t used = feed(c, to, (size_t)n);
         buf_add(&c->in, to + used, (size_t)n - used);
+        if (head) /* it may hold a key, and the buffer lives on */
+            explicit_bzero(to, (size_t)n);
         if (!c->ssl && n < HTTP_READ_BYTES)
             return;
     }
@@ -356,6 +359,8 @@ static void take_input(struct http_conn *c)
     const char *in = buf_str(&c->in);
     c->in_pos += feed(c, in + c->in_pos, c->in.len - c->in_pos);
     if (c->in_pos == c->in.len) {
+        if (c->in.len)
+            explicit_bzero(c->in.data, c->in.len);
         buf_release(&c->in);
         c->in_pos = 0;
     }

@@ -143,6 +143,10 @@ struct http_server_stats http_server_stats(const struct http_server *s);
 /* The value of the first header of that name (ASCII case ignored); p is NULL if there is none. */
 struct str http_header(const struct http_req *r, const char *name);
 
+/* Overwrites the value of every header of that name with zeros: a secret that was read and must not
+ * stay in memory. */
+void http_forget_header(struct http_req *r, const char *name);
+
 /* The decoded value of a query parameter, in the request's arena; p is NULL if it is absent. */
 struct str http_query(struct http_req *r, const char *name);
 

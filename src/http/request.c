@@ -9,6 +9,13 @@ struct str http_header(const struct http_req *r, const char *name)
     return (struct str){NULL, 0};
 }
 
+void http_forget_header(struct http_req *r, const char *name)
+{
+    for (size_t i = 0; i < r->n_headers; i++)
+        if (str_case_eq(r->headers[i].name, name)) /* it lies in the connection's own buffer */
+            explicit_bzero((char *)(uintptr_t)r->headers[i].value.p, r->headers[i].value.n);
+}
+
 static int hex_digit(char c)
 {
     if (c >= '0' && c <= '9')

@@ -8,31 +8,38 @@
 #include "server/job.h"
 #include "server/persona.h"
 
+/* Every row says who may use it: without a role it does not compile. */
+#define ROUTE(method_, path_, role_, handle_)                                                      \
+    {                                                                                              \
+        .method = method_, .path = path_, .role = ROLE_##role_, .handle = handle_                  \
+    }
+
 struct route {
     const char *method;
     const char *path; /* a '*' at the end stands for one or more characters */
+    enum role role;
     route_fn *handle;
 };
 
 static const struct route routes[] = {
-    {"POST", "/v1/chat/completions", handle_chat},
-    {"POST", "/v1/completions", handle_completion},
-    {"GET", "/v1/models", handle_models},
-    {"GET", "/v1/models/*", handle_model},
-    {"POST", "/v1/personas", handle_persona_put},
-    {"GET", "/v1/personas", handle_personas},
-    {"DELETE", "/v1/personas", handle_personas_delete},
-    {"GET", "/v1/personas/*", handle_persona},
-    {"DELETE", "/v1/personas/*", handle_persona_delete},
-    {"POST", "/reset_prefix_cache", handle_reset_prefix_cache},
-    {"POST", "/tokenize", handle_tokenize},
-    {"POST", "/detokenize", handle_detokenize},
-    {"GET", "/health", handle_health},
-    {"GET", "/v1/health", handle_health},
-    {"GET", "/ping", handle_ping},
-    {"POST", "/ping", handle_ping},
-    {"GET", "/version", handle_version},
-    {"GET", "/metrics", handle_metrics},
+    ROUTE("POST", "/v1/chat/completions", USER, handle_chat),
+    ROUTE("POST", "/v1/completions", USER, handle_completion),
+    ROUTE("GET", "/v1/models", USER, handle_models),
+    ROUTE("GET", "/v1/models/*", USER, handle_model),
+    ROUTE("POST", "/v1/personas", ADMIN, handle_persona_put),
+    ROUTE("GET", "/v1/personas", USER, handle_personas),
+    ROUTE("DELETE", "/v1/personas", ADMIN, handle_personas_delete),
+    ROUTE("GET", "/v1/personas/*", USER, handle_persona),
+    ROUTE("DELETE", "/v1/personas/*", ADMIN, handle_persona_delete),
+    ROUTE("POST", "/reset_prefix_cache", ADMIN, handle_reset_prefix_cache),
+    ROUTE("POST", "/tokenize", USER, handle_tokenize),
+    ROUTE("POST", "/detokenize", USER, handle_detokenize),
+    ROUTE("GET", "/health", PUBLIC, handle_health),
+    ROUTE("GET", "/v1/health", PUBLIC, handle_health),
+    ROUTE("GET", "/ping", PUBLIC, handle_ping),
+    ROUTE("POST", "/ping", PUBLIC, handle_ping),
+    ROUTE("GET", "/version", USER, handle_version),
+    ROUTE("GET", "/metrics", METRICS, handle_metrics),
 };
 
 static bool path_matches(const struct route *route, struct str path, struct str *rest)
@@ -69,10 +76,21 @@ void answer_error(struct exchange *x, int status, const char *code, const struct
 {
     struct buf body = {0};
     openai_write_error(&body, status, code, e);
-    if (status == 429 || status == 503)
+    if (status == 503 || (status == 429 && !x->says_when))
         http_add_header(x->http, "Retry-After", "1");
     answer_json(x, status, &body);
     buf_release(&body);
+}
+
+void answer_too_many(struct exchange *x, const char *code, int64_t retry_ms, const struct err *e)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)(retry_ms + 999) / 1000);
+    http_add_header(x->http, "Retry-After", text);
+    snprintf(text, sizeof text, "%lld", (long long)retry_ms);
+    http_add_header(x->http, "Retry-After-Ms", text);
+    x->says_when = true;
+    answer_error(x, 429, code, e);
 }
 
 void answer_err(struct exchange *x, const struct err *e)
@@ -131,7 +149,7 @@ static void exchange_closed(struct http_req *r, bool complete)
 {
     struct exchange *x = r->user;
     struct http_metrics *m = &x->server->metrics;
-    if (!complete)
+    if (!complete && x->arrived)
         m->client_gone++;
     if (x->status)
         metrics_count_request(m, x->method, x->route, x->status);
@@ -141,6 +159,7 @@ static void exchange_closed(struct http_req *r, bool complete)
         job_closed(x->job);
     if (x->persona)
         personas_client_gone(x->persona);
+    auth_key_unref(x->key);
 }
 
 /* No route has this method and path: which methods does the path know? */
@@ -172,24 +191,62 @@ static void refuse(struct exchange *x)
     answer_error(x, 404, "not_found", &e);
 }
 
-void route_request(struct http_req *r)
+/* The request as an exchange, with its route; answered already if it may not go on. */
+static struct exchange *begin(struct http_req *r)
 {
+    if (r->user)
+        return r->user;
     struct exchange *x = arena_alloc(&r->arena, sizeof *x);
     *x = (struct exchange){
         .server = r->arg, .http = r, .method = "-", .route = "-", .start_ns = clock_ns()};
     r->user = x;
     r->on_closed = exchange_closed;
     http_add_header(r, "x-request-id", request_id(r));
-    for (size_t i = 0; i < ARRAY_LEN(routes); i++) {
+    enum role need = ROLE_PUBLIC; /* where there is nothing, there is nothing to protect */
+    for (size_t i = 0; i < ARRAY_LEN(routes) && !x->handle; i++) {
         struct str rest = {0};
         if (!method_matches(&routes[i], r->method) || !path_matches(&routes[i], r->path, &rest))
             continue;
         x->method = routes[i].method;
         x->route = routes[i].path;
+        x->handle = routes[i].handle;
+        need = routes[i].role;
         if (rest.p)
             x->path_rest = http_unescape(&r->arena, rest, false).p;
-        routes[i].handle(x);
-        return;
     }
-    refuse(x);
+    if (gate_open(x, need) && !x->handle)
+        refuse(x);
+    return x;
+}
+
+/* Who may not send a body is told before the body is read. */
+void route_head(struct http_req *r)
+{
+    if (r->content_length != 0)
+        begin(r);
+}
+
+void route_request(struct http_req *r)
+{
+    struct exchange *x = begin(r);
+    if (x->status)
+        return;
+    x->arrived = true;
+    x->handle(x);
+}
+
+void server_routes(struct buf *out)
+{
+    struct jw w;
+    jw_init(&w, out);
+    jw_arr(&w);
+    for (size_t i = 0; i < ARRAY_LEN(routes); i++) {
+        jw_obj(&w);
+        jw_kstr(&w, "method", routes[i].method);
+        jw_kstr(&w, "path", routes[i].path);
+        jw_kstr(&w, "role", routes[i].role == ROLE_PUBLIC ? "public" : role_names[routes[i].role]);
+        jw_obj_end(&w);
+    }
+    jw_arr_end(&w);
+    jw_done(&w);
 }

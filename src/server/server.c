@@ -191,12 +191,14 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
 {
     struct server *s = xcalloc(1, sizeof *s);
     s->opts = *o;
+    s->auth = auth_new();
     s->personas = personas_new(s, o->state_dir);
     s->version = xstrdup(o->version ? o->version : "0");
     s->inbox_tail = &s->inbox;
     pthread_mutex_init(&s->inbox_lock, NULL);
     watch_init(&s->watches);
-    s->opts.http.handler = (struct http_handler){.on_request = route_request};
+    s->opts.http.handler =
+        (struct http_handler){.on_head = route_head, .on_request = route_request};
     s->opts.http.arg = s;
     int rc = http_loop_new(&s->loop, e);
     if (!rc) {
@@ -229,6 +231,7 @@ void server_free(struct server *s)
         served_free(m);
     }
     personas_free(s->personas);
+    auth_free(s->auth);
     http_metrics_release(&s->metrics);
     map_release(&s->noted);
     watch_release(&s->watches);

@@ -16,8 +16,10 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
+#include "base/buf.h"
 #include "base/err.h"
 #include "chat/template.h"
 #include "engine/engine.h"
@@ -29,8 +31,10 @@ struct server;
 struct server_opts {
     struct http_server_opts http; /* from http_server_defaults(); handler and arg are set by us */
     const char *version;          /* for /version and the Server header */
-    const char *state_dir; /* what outlives the process (personas), NULL: nothing does; copied */
-    int64_t drain_ms;      /* server_stop lets running requests go on for so long, 0: not at all */
+    const char *state_dir;    /* what outlives the process (personas), NULL: nothing does; copied */
+    const char *allow_origin; /* web pages that may use the service: origin.h; NULL: none */
+    bool open_to_all;         /* other machines reach it although there may be no keys */
+    int64_t drain_ms; /* server_stop lets running requests go on for so long, 0: not at all */
 };
 
 /* Binds the port: a client that connects from now on waits until server_run. ERR_IO, ERR_INVALID as
@@ -68,6 +72,9 @@ struct server_model {
 /* Makes a model answer. Any thread; takes effect on the server's thread in the order of the calls.
  * A name that is there already is ignored with a warning in the log. */
 void server_attach(struct server *s, const struct server_model *m);
+
+/* The routes and who may use them, as JSON: [{"method", "path", "role"}]. */
+void server_routes(struct buf *out);
 
 /* ---- long operations beside the requests: loading and downloading ---- */
 

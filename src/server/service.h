@@ -15,6 +15,7 @@
 #include "base/json.h"
 #include "base/map.h"
 #include "chat/tool_parse.h"
+#include "gateway/auth.h"
 #include "http/loop.h"
 #include "server/metrics.h"
 #include "server/server.h"
@@ -56,6 +57,7 @@ struct server {
     struct watch_list watches;
     struct http_metrics metrics;
     struct personas *personas;
+    struct auth *auth;
     struct map noted;        /* unknown request fields that are in the log already */
     struct job *jobs;        /* all, newest first */
     struct http_timer *tick; /* runs while there are jobs, and during the end of the drain */
@@ -71,26 +73,36 @@ struct served *served_first(struct server *s);                  /* any thread */
 
 /* ---- exchanges ---- */
 
+typedef void route_fn(struct exchange *x);
+
 struct exchange {
     struct server *server;
     struct http_req *http;
     struct job *job;            /* the generation it waits for, or NULL */
     struct persona *persona;    /* the persona whose computation it waits for, or NULL */
     const char *method, *route; /* of the route table, for metrics; "-" if there is none */
+    route_fn *handle;           /* of the route table, NULL: there is no such route */
+    struct auth_key *key;       /* that opened the route, or NULL if none is needed */
     const char *path_rest;      /* what stands for the '*' of the route's path, decoded */
     int status;                 /* of the response, 0: none yet */
+    bool arrived;               /* all of the request did, and the handler has it */
+    bool says_when;             /* the response has a Retry-After */
     int64_t start_ns;
 };
 
-typedef void route_fn(struct exchange *x);
-
+void route_head(struct http_req *r);    /* http_handler.on_head */
 void route_request(struct http_req *r); /* http_handler.on_request */
+
+/* gate.c: whether the request may reach a route that asks for `need`. false: it was answered. */
+bool gate_open(struct exchange *x, enum role need);
 
 /* Answers. Each counts the status and hands over to http. */
 void answer(struct exchange *x, int status, const char *type, const void *body, size_t n);
 void answer_json(struct exchange *x, int status, const struct buf *body);
 void answer_error(struct exchange *x, int status, const char *code, const struct err *e);
 void answer_err(struct exchange *x, const struct err *e); /* the status follows from e->code */
+/* 429, and when to try again. */
+void answer_too_many(struct exchange *x, const char *code, int64_t retry_ms, const struct err *e);
 
 /* The model a request names, or NULL after answering 404, or 503 while nothing is loaded. */
 struct served *served_or_answer(struct exchange *x, const char *name);
