@@ -31,6 +31,7 @@
 #include "base/map.h"
 #include "http/http.h"
 #include "http/http_parse.h"
+#include "http/link.h"
 
 enum {
     HTTP_READ_BYTES = 64 << 10,
@@ -40,39 +41,6 @@ enum {
     HTTP_LINGER_MS = 2000,   /* for the client to read the response before a reset can destroy it */
     HTTP_QUEUE_CUT = 16,     /* times max_queue_bytes */
 };
-
-/* ---- intrusive lists ---- */
-
-struct link {
-    struct link *prev, *next;
-};
-
-static inline void link_init(struct link *l)
-{
-    l->prev = l->next = l;
-}
-
-static inline bool link_alone(const struct link *l)
-{
-    return l->next == l;
-}
-
-static inline void link_del(struct link *l)
-{
-    l->prev->next = l->next;
-    l->next->prev = l->prev;
-    link_init(l);
-}
-
-static inline void link_add(struct link *head, struct link *l) /* at the end */
-{
-    l->prev = head->prev;
-    l->next = head;
-    head->prev->next = l;
-    head->prev = l;
-}
-
-#define CONTAINER_OF(p, type, member) ((type *)((char *)(p)-offsetof(type, member)))
 
 /* ---- server ---- */
 
