@@ -17,6 +17,8 @@
 #include "base/mem.h"
 #include "store/schema.h"
 
+static const char IN_MEMORY[] = ":memory:"; /* SQLite's name for it */
+
 struct db_stmt {
     struct db *db;
     sqlite3_stmt *stmt;
@@ -135,7 +137,7 @@ static int use_wal(struct db *d, struct err *e)
 static int connect(struct db *d, struct err *e)
 {
     int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX;
-    int rc = make_file(d->path, e);
+    int rc = strcmp(d->path, IN_MEMORY) == 0 ? 0 : make_file(d->path, e);
     if (rc)
         return rc;
     rc = sqlite3_open_v2(d->path, &d->conn, flags, NULL);
@@ -262,7 +264,7 @@ int db_open(struct db **out, const char *path, bool check, struct err *e)
 {
     struct db *d = xcalloc(1, sizeof *d);
     struct err why = {0};
-    d->path = xstrdup(path);
+    d->path = xstrdup(path ? path : IN_MEMORY);
     pthread_mutex_init(&d->lock, NULL);
     int rc = bring_up(d, check, &why);
     if (rc == ERR_FORMAT && check) {

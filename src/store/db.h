@@ -39,10 +39,11 @@ enum { DB_BUSY_MS = 10000 };
 enum db_access { DB_READ, DB_WRITE };
 
 /* Opens the file at path, or makes it (0600, and its folders 0700), and brings its tables up to
- * date. `check` reads the whole file for damage first, as a server does at its start: a file that
- * is damaged is moved to PATH.damaged-N with a message in the log, and an empty one takes its
- * place. Without `check` damage is ERR_FORMAT. ERR_IO: the system refused, or the disk is full;
- * ERR_UNSUPPORTED: a newer version of the program made it; ERR_BUSY: another process holds it. */
+ * date. NULL is a database in memory, gone with its db_close. `check` reads the whole file for
+ * damage first, as a server does at its start: a file that is damaged is moved to PATH.damaged-N
+ * with a message in the log, and an empty one takes its place. Without `check` damage is
+ * ERR_FORMAT. ERR_IO: the system refused, or the disk is full; ERR_UNSUPPORTED: a newer version of
+ * the program made it; ERR_BUSY: another process holds it. */
 int db_open(struct db **out, const char *path, bool check, struct err *e);
 void db_close(struct db *d);
 

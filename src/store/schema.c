@@ -2,7 +2,7 @@
 
 #include <stddef.h>
 
-/* adapters.c. Times are Unix seconds. A version is one content of an adapter; `current` is the one
+/* registry.c. Times are Unix seconds. A version is one content of an adapter; `current` is the one
  * that its name stands for, `newest` the last number given out. An alias without a version follows
  * the current one. */
 static const char adapters[] =
@@ -11,7 +11,7 @@ static const char adapters[] =
     " created integer not null, last_used integer not null, uses integer not null) strict;"
 
     "create table adapter_versions (name text not null references adapters on delete cascade,"
-    " version integer not null, digest blob not null, stamp blob not null, format text not null,"
+    " version integer not null, digest blob not null, format text not null,"
     " trained_on text not null, rank integer not null, bytes integer not null,"
     " source text not null, created integer not null, primary key (name, version)) strict;"
 
