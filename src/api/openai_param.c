@@ -28,6 +28,14 @@ static int read_model(struct chat_request *r, const struct openai_param *p, cons
     return 0;
 }
 
+static int read_keep_alive(struct chat_request *r, const struct openai_param *p, const json_t *v,
+                           struct err *e)
+{
+    if (keep_alive_parse(v, &r->keep_alive))
+        return 0;
+    return openai_bad(e, p->name, "a number of seconds or a duration such as \"5m\"", v);
+}
+
 static int read_seed(struct chat_request *r, const struct openai_param *p, const json_t *v,
                      struct err *e)
 {
@@ -322,6 +330,7 @@ const struct openai_param openai_params[] = {
     {"cache_salt", BOTH, PARAM_CUSTOM, .fn = read_cache_salt},
     {"safety_identifier", BOTH, PARAM_CUSTOM, .fn = read_user},
     {"user", BOTH, PARAM_CUSTOM, .fn = read_user}, /* wins over safety_identifier */
+    {"keep_alive", BOTH, PARAM_CUSTOM, .fn = read_keep_alive},
     {"timeout", BOTH, PARAM_NUM, REQ(timeout_s), 0, API_MAX_TIMEOUT_S, 0, .open = true},
 
     {"tools", CHAT | TOKENIZE, PARAM_CUSTOM, .fn = openai_read_tools},

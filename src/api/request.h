@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api/keep_alive.h"
 #include "base/arena.h"
 #include "base/err.h"
 #include "base/str.h"
@@ -94,6 +95,7 @@ struct chat_request {
     bool picks_adapters; /* the fields above are the client's word, also when there are none */
     const char *user;    /* whom the client asks for, NULL: did not say */
     double timeout_s;    /* 0: none */
+    struct keep_alive keep_alive;
     bool stream;
     bool include_usage;    /* a usage chunk at the end of the stream */
     bool continuous_usage; /* usage in every chunk */

@@ -110,6 +110,7 @@ static void job_free(struct job *j)
     free(j->prompts);
     free(j->body);
     chat_request_release(&j->req);
+    served_put(j->model);
     free(j);
 }
 
@@ -294,7 +295,10 @@ static enum job_step stage_terms(struct job *j)
 
 static enum job_step stage_model(struct job *j)
 {
-    int status = served_resolve(j->server, j->req.model, &j->model, &j->code, &j->err);
+    int status = served_acquire(j->server, j->req.model, &j->req.keep_alive, &j->waiter, &j->model,
+                                &j->code, &j->err);
+    if (status == SERVED_WAIT)
+        return JOB_WAIT;
     return status ? job_refuse(j, status, j->code) : JOB_GO;
 }
 

@@ -13,16 +13,20 @@ static struct health health_now(struct server *s)
     struct watch_report w = watch_report(&s->watches, &h.reason);
     bool unhealthy = w.unhealthy;
     h.progress = w.running ? w.progress : -1;
-    for (struct served *m = served_first(s); m; m = atomic_load(&m->next)) {
+    bool any = false; /* model that has been there */
+    for (struct served *m = served_first(s); m; m = served_next(m)) {
         struct err e = {0};
-        if (engine_health(m->model.engine, &e))
+        any = any || m->n_loads;
+        if (m->named && m->state == SERVED_FAILED)
+            e = m->failure;
+        else if (!served_is_loaded(m) || engine_health(m->model.engine, &e))
             continue;
         unhealthy = true;
         buf_addf(&h.reason, "%s%s: %s", h.reason.len ? "; " : "", m->name, e.msg);
     }
     if (unhealthy) {
         h.status = "unhealthy";
-    } else if (!served_first(s)) {
+    } else if (!any && (served_first(s) || !s->opts.loader.find)) {
         h.status = "loading";
         if (!h.reason.len)
             buf_adds(&h.reason, "no model is attached yet");

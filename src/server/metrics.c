@@ -247,11 +247,13 @@ static void write_cache_config(struct buf *b, const struct scrape *scrapes, size
 static void write_engines(struct buf *b, struct server *s)
 {
     size_t n = 0;
-    for (struct served *m = served_first(s); m; m = atomic_load(&m->next))
+    for (struct served *m = served_first(s); m; m = served_next(m))
         n++;
     struct scrape *scrapes = xcalloc(n + 1, sizeof *scrapes);
     n = 0;
-    for (struct served *m = served_first(s); m; m = atomic_load(&m->next)) {
+    for (struct served *m = served_first(s); m; m = served_next(m)) {
+        if (!served_is_loaded(m))
+            continue;
         scrapes[n].model = m;
         engine_get_stats(m->model.engine, &scrapes[n++].stats);
     }
@@ -279,11 +281,11 @@ static void write_finished(struct buf *b, struct server *s)
         [FINISH_ERROR] = ",finished_reason=\"error\"",
     };
     head(b, "vllm:request_success_total", "counter", "Finished requests by reason.");
-    for (struct served *m = served_first(s); m; m = atomic_load(&m->next))
+    for (struct served *m = served_first(s); m; m = served_next(m))
         for (int f = FINISH_STOP; f <= FINISH_ERROR; f++)
             sample(b, "vllm:request_success_total", m, names[f], (double)m->metrics.finished[f]);
     head(b, "vllm:admission_rejections_total", "counter", "Requests that found the queue full.");
-    for (struct served *m = served_first(s); m; m = atomic_load(&m->next))
+    for (struct served *m = served_first(s); m; m = served_next(m))
         sample(b, "vllm:admission_rejections_total", m, "", (double)m->metrics.rejected);
 }
 
@@ -362,7 +364,7 @@ void handle_metrics(struct exchange *x)
         const char *names[] = {histograms[h].name, histograms[h].older};
         for (size_t i = 0; i < ARRAY_LEN(names) && names[i]; i++) {
             head(&b, names[i], "histogram", histograms[h].help);
-            for (const struct served *m = served_first(s); m; m = atomic_load(&m->next))
+            for (const struct served *m = served_first(s); m; m = served_next(m))
                 write_histogram(&b, names[i], m, h);
         }
     }

@@ -170,6 +170,7 @@ static void run_event(struct engine_user *user, const struct engine_event *ev)
             settle(p, PERSONA_FAILED);
         }
     }
+    served_put(run->model);
     free(run);
     if (ev->finish != FINISH_CANCEL)
         personas_advance(all);
@@ -193,6 +194,7 @@ static bool submit(struct personas *all, struct persona *p, struct served *m)
     r.sampling.temperature = 0;
     int rc = engine_submit(m->model.engine, &r, &run->id, &e);
     if (!rc) {
+        served_hold(m);
         p->run = run;
         p->state = PERSONA_COMPUTING;
         all->computing = true;
@@ -211,7 +213,7 @@ static bool submit(struct personas *all, struct persona *p, struct served *m)
 static bool start(struct personas *all, struct persona *p)
 {
     struct served *m = served_find(all->server, p->model);
-    if (!m)
+    if (!m || m->state != SERVED_READY)
         return false;
     int rc = p->prompt.n ? 0 : make_prompt(m, p, &p->err);
     if (!rc)

@@ -10,7 +10,8 @@ static void write_persona(struct jw *w, const struct server *s, const struct per
         [PERSONA_FAILED] = "failed",
     };
     const struct served *m = served_find((struct server *)s, p->model);
-    uint64_t block_bytes = m && m->model.info ? m->model.info->kv_block_bytes : 0;
+    bool known = m && served_is_loaded(m) && m->model.info;
+    uint64_t block_bytes = known ? m->model.info->kv_block_bytes : 0;
     uint64_t blocks = p->pinned_in ? (uint64_t)persona_blocks(p) : 0;
     jw_obj(w);
     jw_kstr(w, "object", "persona");
@@ -66,7 +67,7 @@ void handle_persona_put(struct exchange *x)
     if (rc) {
         answer_err(x, &e);
     } else {
-        struct served *m = served_or_answer(x, spec.model);
+        struct served *m = served_or_wait(x, spec.model, NULL);
         if (m && personas_put(x->server->personas, &spec, m, x, &e))
             answer_err(x, &e);
     }
@@ -145,8 +146,9 @@ void handle_personas_delete(struct exchange *x)
 /* As vLLM's: 200 and no body. Personas are computed again. */
 void handle_reset_prefix_cache(struct exchange *x)
 {
-    for (struct served *m = served_first(x->server); m; m = atomic_load(&m->next))
-        engine_forget_all(m->model.engine);
+    for (struct served *m = served_first(x->server); m; m = served_next(m))
+        if (served_is_loaded(m))
+            engine_forget_all(m->model.engine);
     personas_lost(x->server->personas, NULL);
     answer(x, 200, NULL, NULL, 0);
 }

@@ -25,6 +25,11 @@ static const struct route routes[] = {
     ROUTE("POST", "/v1/chat/completions", USER, handle_chat),
     ROUTE("POST", "/v1/completions", USER, handle_completion),
     ROUTE("GET", "/v1/models", USER, handle_models),
+    ROUTE("GET", "/models", USER, handle_models),
+    ROUTE("POST", "/v1/models/load", ADMIN, handle_model_load),
+    ROUTE("POST", "/models/load", ADMIN, handle_model_load),
+    ROUTE("POST", "/v1/models/unload", ADMIN, handle_model_unload),
+    ROUTE("POST", "/models/unload", ADMIN, handle_model_unload),
     ROUTE("GET", "/v1/models/*", USER, handle_model),
     ROUTE("POST", "/v1/personas", ADMIN, handle_persona_put),
     ROUTE("GET", "/v1/personas", USER, handle_personas),
@@ -98,34 +103,26 @@ void answer_err(struct exchange *x, const struct err *e)
     answer_error(x, openai_status(e->code), NULL, e);
 }
 
-int served_resolve(struct server *s, const char *name, struct served **out, const char **code,
-                   struct err *e)
+static void model_is_here(struct waiter *w, const struct err *failed)
 {
-    if (!served_first(s)) {
-        struct buf why = {0};
-        watch_report(&s->watches, &why);
-        *code = "model_not_ready";
-        err_set(e, ERR_BUSY, "no model is ready yet%s%.300s", why.len ? ": " : "", buf_str(&why));
-        buf_release(&why);
-        return 503;
-    }
-    *out = served_find(s, name);
-    if (*out)
-        return 0;
-    *code = "model_not_found";
-    err_param(e, ERR_NOTFOUND, "model", "The model `%.128s` does not exist", name);
-    return 404;
+    struct exchange *x = (struct exchange *)((char *)w - offsetof(struct exchange, waiter));
+    if (failed)
+        answer_err(x, failed);
+    else
+        x->handle(x);
 }
 
-struct served *served_or_answer(struct exchange *x, const char *name)
+struct served *served_or_wait(struct exchange *x, const char *name, const struct keep_alive *keep)
 {
-    struct served *m = NULL;
     const char *code = NULL;
     struct err e = {0};
-    int status = served_resolve(x->server, name, &m, &code, &e);
-    if (status)
+    if (x->model) /* the handler runs for the second time */
+        return x->model;
+    x->waiter.wake = model_is_here;
+    int status = served_acquire(x->server, name, keep, &x->waiter, &x->model, &code, &e);
+    if (status && status != SERVED_WAIT)
         answer_error(x, status, code, &e);
-    return m;
+    return status ? NULL : x->model;
 }
 
 /* ---- dispatch ---- */
@@ -159,6 +156,8 @@ static void exchange_closed(struct http_req *r, bool complete)
         job_closed(x->job);
     if (x->persona)
         personas_client_gone(x->persona);
+    waiter_cancel(&x->waiter);
+    served_put(x->model);
     auth_key_unref(x->key);
 }
 

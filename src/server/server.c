@@ -1,11 +1,9 @@
-#define _GNU_SOURCE /* memmem */
 #include "server/job.h"
 #include "server/persona.h"
 
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <xxhash.h>
 
 #include "base/log.h"
 #include "base/mem.h"
@@ -14,99 +12,6 @@ enum {
     GIVE_UP_MS = 10000, /* an engine that does not answer a cancel holds the exit up so long */
     TICK_MS = 1000,
 };
-
-/* ---- models ---- */
-
-struct served *served_first(struct server *s)
-{
-    return atomic_load_explicit(&s->models, memory_order_acquire);
-}
-
-struct served *served_find(struct server *s, const char *name)
-{
-    struct served *m = served_first(s);
-    while (m && name && strcmp(m->name, name) != 0)
-        m = atomic_load_explicit(&m->next, memory_order_acquire);
-    return m;
-}
-
-static char *vocab_text(const struct tokenizer *t, int32_t id)
-{
-    struct str s = id >= 0 ? tokenizer_vocab(t, id) : STR("");
-    return xstrndup(s.p, s.n);
-}
-
-static char *fingerprint(const struct server *s, const struct server_model *m)
-{
-    struct buf b = {0};
-    buf_addf(&b, "%s|%s|%d", s->version, m->name, m->n_ctx);
-    if (m->info)
-        buf_addf(&b, "|%s|%s|%s|%" PRIu64, m->info->arch, m->info->quant, m->info->isa,
-                 m->info->n_params);
-    uint64_t hash = XXH3_64bits(b.data, b.len);
-    buf_clear(&b);
-    buf_addf(&b, "fp_%010" PRIx64, hash & 0xffffffffff);
-    return buf_take(&b);
-}
-
-static void served_free(struct served *m)
-{
-    free(m->name);
-    free(m->fingerprint);
-    free(m->bos);
-    free(m->eos);
-    free(m);
-}
-
-static void find_tools(struct served *m)
-{
-    if (!m->model.chat_template)
-        return;
-    struct str source = template_source(m->model.chat_template);
-    m->knows_tools = source.n && memmem(source.p, source.n, "tools", strlen("tools"));
-    m->tool_format = tool_format_of(source);
-}
-
-struct attachment {
-    struct server *server;
-    struct served *model;
-};
-
-static void attach_on_loop(void *arg)
-{
-    struct attachment *a = arg;
-    struct served *m = a->model;
-    _Atomic(struct served *) *end = &a->server->models;
-    for (struct served *at; (at = atomic_load(end)); end = &at->next) {
-        if (strcmp(at->name, m->name) == 0) {
-            log_warn("server", "a model named %s is attached already", m->name);
-            served_free(m);
-            free(a);
-            return;
-        }
-    }
-    atomic_store_explicit(end, m, memory_order_release);
-    log_info("server", "serving %s, context %d", m->name, m->model.n_ctx);
-    personas_lost(a->server->personas, m);
-    free(a);
-}
-
-void server_attach(struct server *s, const struct server_model *model)
-{
-    struct served *m = xcalloc(1, sizeof *m);
-    m->model = *model;
-    m->name = xstrdup(model->name);
-    m->model.name = m->name;
-    m->fingerprint = fingerprint(s, model);
-    find_tools(m);
-    m->bos = vocab_text(model->tokenizer, tokenizer_bos(model->tokenizer));
-    m->eos = vocab_text(model->tokenizer, tokenizer_eos(model->tokenizer));
-    if (!m->model.created_unix_s)
-        m->model.created_unix_s = clock_unix_s();
-    struct attachment *a = xmalloc(sizeof *a);
-    *a = (struct attachment){s, m};
-    http_loop_post(s->loop, attach_on_loop, a);
-}
 
 /* ---- events of engines ---- */
 
@@ -150,8 +55,9 @@ static void tick(void *arg)
         next = j->next;
         job_tick(j);
     }
+    served_tick(s);
     personas_advance(s->personas);
-    if (!s->http && (!s->jobs || clock_ms() >= s->give_up_ms)) {
+    if (!s->http && !s->served.n_threads && (!s->jobs || clock_ms() >= s->give_up_ms)) {
         if (s->jobs)
             log_error("server", "leaving with requests that their engine never finished");
         http_timer_stop(s->tick);
@@ -174,6 +80,7 @@ static void stop_on_loop(void *arg)
         return;
     http_server_close(s->http, s->draining ? 0 : s->opts.drain_ms, http_closed, s);
     s->draining = true;
+    served_stop(s);
 }
 
 void server_stop(struct server *s)
@@ -184,7 +91,13 @@ void server_stop(struct server *s)
 void server_run(struct server *s)
 {
     http_timer_start(s->tick, TICK_MS, TICK_MS);
+    served_start(s);
     http_loop_run(s->loop);
+}
+
+const struct err *server_failure(const struct server *s)
+{
+    return s->served.failure.code ? &s->served.failure : NULL;
 }
 
 int server_new(struct server **out, const struct server_opts *o, struct err *e)
@@ -209,6 +122,9 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
         server_free(s);
         return rc;
     }
+    for (size_t i = 0; i < o->n_models; i++)
+        if (!served_find(s, o->models[i]))
+            served_add(s, o->models[i], true);
     *out = s;
     return 0;
 }
@@ -222,14 +138,12 @@ void server_free(struct server *s)
         stop_on_loop(s);
         http_loop_run(s->loop);
     }
+    served_free_engines(s);
     if (s->tick)
         http_timer_free(s->tick);
     if (s->loop)
         http_loop_free(s->loop); /* runs what engines posted last, so that their jobs end */
-    for (struct served *m = served_first(s), *next; m; m = next) {
-        next = atomic_load(&m->next);
-        served_free(m);
-    }
+    served_free_all(s);
     personas_free(s->personas);
     auth_free(s->auth);
     http_metrics_release(&s->metrics);

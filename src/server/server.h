@@ -3,10 +3,15 @@
  * Life of a server, as a caller sees it:
  *
  *     server_new(&s, &opts, e)          the port is bound; nothing is answered yet
- *     (threads) model loads             server_watch_*: /health shows progress, requests get 503
+ *     server_run(s)                     serves on this thread until server_stop and the drain;
+ *                                       opts.loader brings the models, the first one is the default
+ *     server_free(s)
+ *
+ * or, with a model of the caller's own:
+ *
  *     engine_new with sink = server_sink, sink_arg = s
- *     server_attach(s, &model)          the model answers from now on; the first one is the default
- *     server_run(s)                     serves on this thread until server_stop and the drain
+ *     server_attach(s, &model)          any time after server_new
+ *     server_run(s)
  *     engine_free(...)                  the sink may still be called up to here
  *     server_free(s)
  *     tokenizer_free, template_free, model_close ...
@@ -27,6 +32,34 @@
 #include "tokenizer/tokenizer.h"
 
 struct server;
+struct server_load;
+struct server_model;
+struct budget;
+
+/* A model that could be loaded. */
+struct server_candidate {
+    char name[160];
+    uint64_t file_bytes;
+    int64_t modified_unix_s;
+};
+
+/* Where models come from. {0}: nowhere, there is only what server_attach brings. */
+struct server_loader {
+    void *arg;
+    /* Whether clients may name models beside opts.models, and if so, which: *out has the model's
+     * full name. On the server's thread: a look at the disk at most. ERR_NOTFOUND and the like say
+     * what to do. NULL: they may not. */
+    int (*find)(void *arg, const char *name, struct server_candidate *out, struct err *e);
+    /* Calls each() for all that find would find. NULL as find. */
+    void (*list)(void *arg, void (*each)(void *to, const struct server_candidate *c), void *to);
+    /* Loads a model, with an engine whose sink is server_sink. On a thread of its own, of which
+     * there may be several; those that have asked server_load_room take turns. Its memory is
+     * counted under `name` in opts.budget. */
+    int (*load)(void *arg, const char *name, struct server_load *l, struct server_model *out,
+                struct err *e);
+    /* Frees all of it but the engine, which is gone already. */
+    void (*unload)(void *arg, struct server_model *m);
+};
 
 struct server_opts {
     struct http_server_opts http; /* from http_server_defaults(); handler and arg are set by us */
@@ -35,6 +68,13 @@ struct server_opts {
     const char *allow_origin; /* web pages that may use the service: origin.h; NULL: none */
     bool open_to_all;         /* other machines reach it although there may be no keys */
     int64_t drain_ms; /* server_stop lets running requests go on for so long, 0: not at all */
+    struct server_loader loader;
+    const char *const *models; /* that are loaded at the start; the first one is the default */
+    size_t n_models;
+    struct budget *budget; /* outlives the server, NULL: memory is not counted */
+    int64_t keep_alive_ms; /* how long other models stay after their last use, -1: for good */
+    int64_t room_ms;       /* how long a model waits for others to make room, 0: 60000 */
+    int64_t load_stall_ms; /* /health reports a load without progress for so long, 0: 60000 */
 };
 
 /* Binds the port: a client that connects from now on waits until server_run. ERR_IO, ERR_INVALID as
@@ -47,8 +87,11 @@ void server_free(struct server *s);
 
 int server_port(const struct server *s); /* the bound port */
 
-/* Serves until server_stop, then until the last request is answered or the drain is over. */
+/* Serves until server_stop, then until the last request is answered or the drain is over. Ends by
+ * itself when none of opts.models can be loaded: server_failure says why. */
 void server_run(struct server *s);
+
+const struct err *server_failure(const struct server *s); /* NULL: none */
 
 /* Any thread, but not a signal handler (a thread in sigwait will do). Stops accepting; running
  * requests may finish within drain_ms, then they are cancelled. A second call cancels at once. */
@@ -67,6 +110,7 @@ struct server_model {
     int n_ctx;                            /* longest sequence, as given to the engine */
     const struct model_info *info;        /* NULL: unknown */
     int64_t created_unix_s;               /* of the model file, 0: now */
+    void *owner;                          /* for loader.unload */
 };
 
 /* Makes a model answer. Any thread; takes effect on the server's thread in the order of the calls.
@@ -75,6 +119,18 @@ void server_attach(struct server *s, const struct server_model *m);
 
 /* The routes and who may use them, as JSON: [{"method", "path", "role"}]. */
 void server_routes(struct buf *out);
+
+/* ---- for server_loader.load, on its thread ---- */
+
+/* Tells /health and whoever waits how far it is: `what` reads like "packing smollm2", total 0: not
+ * known. False: give up with ERR_CANCELED. */
+bool server_load_progress(struct server_load *l, const char *what, uint64_t done, uint64_t total);
+
+/* Waits until other models have made room for `least` bytes, and says how many of at most `most`
+ * this one may take from the budget. ERR_LIMIT: so much there can never be, or nobody could be
+ * unloaded in time; ERR_CANCELED. */
+int server_load_room(struct server_load *l, uint64_t least, uint64_t most, uint64_t *granted,
+                     struct err *e);
 
 /* ---- long operations beside the requests: loading and downloading ---- */
 

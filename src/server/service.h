@@ -17,7 +17,7 @@
 #include "chat/tool_parse.h"
 #include "gateway/auth.h"
 #include "http/loop.h"
-#include "server/metrics.h"
+#include "server/served.h"
 #include "server/server.h"
 #include "server/watch.h"
 
@@ -31,20 +31,6 @@ struct engine_user {
     void (*take)(struct engine_user *user, const struct engine_event *ev);
 };
 
-/* ---- models ---- */
-
-/* One attached model. The list only grows, and `next` is set once: pool threads may walk it. */
-struct served {
-    _Atomic(struct served *) next;
-    char *name;
-    char *fingerprint; /* "fp_...": same model and program, same fingerprint */
-    char *bos, *eos;   /* as the vocabulary spells them, "" if none */
-    struct server_model model;
-    bool knows_tools; /* the chat template does */
-    enum tool_format tool_format;
-    struct model_metrics metrics;
-};
-
 /* ---- the server ---- */
 
 struct server {
@@ -53,7 +39,7 @@ struct server {
     struct http_loop *loop;
     struct http_server *http; /* NULL once closed */
     int port;
-    _Atomic(struct served *) models; /* in the order of attachment */
+    struct served_list served; /* the models */
     struct watch_list watches;
     struct http_metrics metrics;
     struct personas *personas;
@@ -68,9 +54,6 @@ struct server {
     struct engine_event *inbox, **inbox_tail;
 };
 
-struct served *served_find(struct server *s, const char *name); /* any thread; NULL: default */
-struct served *served_first(struct server *s);                  /* any thread */
-
 /* ---- exchanges ---- */
 
 typedef void route_fn(struct exchange *x);
@@ -80,6 +63,8 @@ struct exchange {
     struct http_req *http;
     struct job *job;            /* the generation it waits for, or NULL */
     struct persona *persona;    /* the persona whose computation it waits for, or NULL */
+    struct served *model;       /* held to the end of the exchange, or NULL */
+    struct waiter waiter;       /* for the model to be loaded, or unloaded */
     const char *method, *route; /* of the route table, for metrics; "-" if there is none */
     route_fn *handle;           /* of the route table, NULL: there is no such route */
     struct auth_key *key;       /* that opened the route, or NULL if none is needed */
@@ -104,11 +89,9 @@ void answer_err(struct exchange *x, const struct err *e); /* the status follows 
 /* 429, and when to try again. */
 void answer_too_many(struct exchange *x, const char *code, int64_t retry_ms, const struct err *e);
 
-/* The model a request names, or NULL after answering 404, or 503 while nothing is loaded. */
-struct served *served_or_answer(struct exchange *x, const char *name);
-/* The same answer as an error and a status: 0 and *out, or the HTTP status and e (any thread). */
-int served_resolve(struct server *s, const char *name, struct served **out, const char **code,
-                   struct err *e);
+/* The model a request names (NULL: the default), held to the end of the exchange. NULL: answered,
+ * or it is being loaded and the handler is called again when it is here. */
+struct served *served_or_wait(struct exchange *x, const char *name, const struct keep_alive *keep);
 
 /* Logs each unknown field once for the life of the server. */
 void note_unknown_fields(struct server *s, const struct chat_request *r);
@@ -123,8 +106,9 @@ int prompt_from_raw(const struct served *m, const struct chat_request *r,
 
 /* ---- handlers ---- */
 
-route_fn handle_chat, handle_completion;                      /* generate.c */
-route_fn handle_models, handle_model;                         /* models.c */
+route_fn handle_chat, handle_completion; /* generate.c */
+route_fn handle_models, handle_model;    /* models.c */
+route_fn handle_model_load, handle_model_unload;
 route_fn handle_tokenize, handle_detokenize;                  /* tokenize.c */
 route_fn handle_health, handle_ping, handle_version;          /* health.c */
 route_fn handle_persona_put, handle_personas, handle_persona; /* persona_http.c */

@@ -67,7 +67,7 @@ void handle_tokenize(struct exchange *x)
     const struct served *m;
     if (openai_parse(&r, OPENAI_TOKENIZE, x->http->body.p, x->http->body.n, &e)) {
         answer_err(x, &e);
-    } else if ((m = served_or_answer(x, r.model))) {
+    } else if ((m = served_or_wait(x, r.model, NULL))) {
         int rc = r.messages ? prompt_from_messages(m, &r, &ids, &e)
                             : prompt_from_raw(m, &r, &r.prompts[0], &ids, &e);
         if (rc) {
@@ -123,7 +123,7 @@ void handle_detokenize(struct exchange *x)
     if (root && !json_is_object(root))
         err_set(&e, ERR_INVALID, "the body must be a JSON object");
     const struct served *m =
-        e.code ? NULL : served_or_answer(x, json_string_value(json_object_get(root, "model")));
+        e.code ? NULL : served_or_wait(x, json_string_value(json_object_get(root, "model")), NULL);
     if (e.code || (m && read_ids(json_object_get(root, "tokens"),
                                  tokenizer_n_vocab(m->model.tokenizer), &ids, &e)))
         answer_err(x, &e);
