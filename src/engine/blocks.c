@@ -44,17 +44,23 @@ static int common(const int32_t *a, const int32_t *b, int n)
     return i;
 }
 
-/* Whether a sequence of this step is about to compute at least a block more of q's prompt than the
- * `known` tokens: then q waits for it rather than compute the same again. */
+/* How much a sequence of this step must be about to compute of q's prompt, beyond the `known`
+ * tokens, so that q waits for it rather than compute the same again. A few tokens that all chats
+ * begin with are not worth a step's wait. */
+enum { WORTH_WAITING = 8 };
+
 static bool is_being_computed(const struct blocks *b, struct sched_item *const *plan, int n_plan,
                               const struct seq *q, int known)
 {
     for (int i = 0; i < n_plan; i++) {
         const struct seq *p = (const struct seq *)plan[i];
+        if (p->item.n_computed + p->item.n_planned <= known)
+            continue; /* behind q: it was begun before its salt was forgotten */
         if (p->item.n_tokens - p->item.n_computed == 1 || !str_eq(salt_of(p), salt_of(q)))
             continue;
         int most = p->item.n_tokens < q->item.n_tokens ? p->item.n_tokens : q->item.n_tokens - 1;
-        if (common(p->tokens, q->tokens, most) - known >= b->kv.block_tokens)
+        int same = common(p->tokens, q->tokens, most);
+        if (same - known >= WORTH_WAITING)
             return true;
     }
     return false;
@@ -112,6 +118,50 @@ enum sched_answer blocks_admit(struct blocks *b, struct seq *q, struct sched_ite
     if (!q->started)
         q->cached_tokens = known;
     return SCHED_OK;
+}
+
+/* Whether q, which has computed `first` full blocks, goes on from what was found. One that was
+ * forgotten meanwhile does not: the blocks of others hang under other parents than its own. */
+static bool goes_on(const struct blocks *b, const struct seq *q, const struct prefix_match *m,
+                    int first)
+{
+    if (m->n_full < first)
+        return false;
+    for (int i = 0; i < first; i++)
+        if (b->found[i] != q->table.blocks[i])
+            return false;
+    return m->n_full * b->kv.block_tokens + m->n_partial > q->item.n_computed;
+}
+
+/* q's own block at the first place has at most a tail in it: full blocks of others take its place,
+ * a longer tail is copied over it. */
+static void take_over(struct blocks *b, struct seq *q, const struct prefix_match *m, int first)
+{
+    for (int i = first; i < m->n_full; i++)
+        prefix_ref(&b->prefix, b->found[i]);
+    for (int i = m->n_full; i-- > first;) {
+        prefix_unref(&b->prefix, q->table.blocks[i]);
+        q->table.blocks[i] = b->found[i];
+    }
+    if (m->n_partial)
+        b->model->copy_block(b->model->ctx, q->table.blocks[m->n_full], m->partial, m->n_partial);
+}
+
+enum sched_answer blocks_catch_up(struct blocks *b, struct seq *q, struct sched_item *const *plan,
+                                  int n_plan, int *n_tokens)
+{
+    int first = q->item.n_computed / b->kv.block_tokens, from = q->item.n_computed;
+    *n_tokens = 0;
+    if (!b->prefix.enabled)
+        return SCHED_OK;
+    struct prefix_match m =
+        prefix_find(&b->prefix, salt_of(q), q->tokens, q->item.n_tokens - 1, b->found);
+    if (goes_on(b, q, &m, first)) {
+        take_over(b, q, &m, first);
+        q->item.n_computed = m.n_full * b->kv.block_tokens + m.n_partial;
+        *n_tokens = q->item.n_computed - from;
+    }
+    return is_being_computed(b, plan, n_plan, q, q->item.n_computed) ? SCHED_WAIT : SCHED_OK;
 }
 
 bool blocks_grow(struct blocks *b, struct seq *q, int n_tokens)

@@ -27,6 +27,11 @@ void blocks_release(struct blocks *b); /* pins and all */
 enum sched_answer blocks_admit(struct blocks *b, struct seq *q, struct sched_item *const *plan,
                                int n_plan, int reserve);
 
+/* As sched_ops.catch_up asks: takes over blocks of q's prompt that others have computed since q
+ * began. Returns in *n_tokens how many tokens q was spared. */
+enum sched_answer blocks_catch_up(struct blocks *b, struct seq *q, struct sched_item *const *plan,
+                                  int n_plan, int *n_tokens);
+
 /* Blocks for n_tokens positions; false when there is none to take. */
 bool blocks_grow(struct blocks *b, struct seq *q, int n_tokens);
 

@@ -1,60 +1,129 @@
 #include "engine/cost.h"
 
-#define FORGET      0.98
-#define TRACE_LIMIT 1e5 /* without news in a direction its variance would grow without end */
-#define ROOM_LIMIT  1000000
+#include <math.h>
+#include <stdbool.h>
+
+/* Shares of the value: what a measurement is off by chance, how far a value drifts in a step, and
+ * how many deviations off it may be before it counts as less. */
+static const double noise = 0.1, drift = 0.03, most_deviations = 3;
+
+/* Twice the tokens take at least this much of the time: a step of one takes another path through
+ * the kernels than a step of four, and may well take longer. */
+static const double least_growth = 0.9;
 
 void cost_init(struct cost *c)
 {
-    /* before the first measurement: a large model on a few cores, so that the first chunk is small
-     */
-    *c = (struct cost){.theta = {5, 3, 0}};
-    c->cov[0][0] = 1e3;
-    c->cov[1][1] = 1e2;
-    c->cov[2][2] = 1e1;
+    /* before the first measurement: a large model on a few cores, so that the first chunk is small;
+     * the first measurement counts in full */
+    *c = (struct cost){.slope_var = 1};
+    for (int i = 0; i < COST_KNOTS; i++) {
+        c->ms[i] = 5 + 3 * ldexp(1, i);
+        c->var[i] = 100 * c->ms[i] * c->ms[i];
+    }
 }
 
-static double positive(double x)
+/* n_tokens lies `part` of the way from knot `at` to the next; beyond the last it goes straight on.
+ */
+struct place {
+    int at;
+    double part;
+};
+
+static struct place place_of(int n_tokens)
 {
-    return x > 0 ? x : 0;
+    struct place p = {0, 0};
+    while (p.at + 2 < COST_KNOTS && n_tokens >= 2 << p.at)
+        p.at++;
+    double low = ldexp(1, p.at);
+    p.part = (n_tokens - low) / low;
+    return p;
 }
 
 double cost_predict(const struct cost *c, int n_tokens, double attention)
 {
-    return positive(c->theta[0]) + positive(c->theta[1]) * n_tokens +
-           positive(c->theta[2]) * attention * 1e-3;
+    if (n_tokens < 1)
+        return 0;
+    struct place p = place_of(n_tokens);
+    return c->ms[p.at] * (1 - p.part) + c->ms[p.at + 1] * p.part + c->slope * attention * 1e-3;
+}
+
+static double clamp(double x, double low, double high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+static bool is_seen(const struct cost *c, int at)
+{
+    return c->var[at] < c->ms[at] * c->ms[at];
+}
+
+/* For a size not seen yet, the same time is the best guess. */
+static double growth(const struct cost *c, int at)
+{
+    return is_seen(c, at) ? least_growth : 1;
+}
+
+/* What the knots at and at+1 say about all others, and about each other. */
+static void spread(struct cost *c, int at)
+{
+    for (int i = at + 1; i < COST_KNOTS; i++)
+        c->ms[i] = clamp(c->ms[i], c->ms[i - 1] * growth(c, i), c->ms[i - 1] * 2);
+    for (int i = at; i-- > 0;)
+        c->ms[i] = clamp(c->ms[i], c->ms[i + 1] / 2, c->ms[i + 1] / growth(c, i));
+}
+
+/* One filter's step: x is how much the measurement depends on the value. */
+static void correct(double *value, double *var, double x, double error, double total, double wander)
+{
+    double gain = *var * x / total;
+    *value = fmax(*value + gain * error, 0);
+    *var = *var * (1 - gain * x) + wander * wander;
+}
+
+/* The first measurement between two knots counts in full: it stretches what was guessed. */
+static void stretch(struct cost *c, struct place p, double factor)
+{
+    for (int i = p.at; i <= p.at + (p.part > 0); i++) {
+        c->ms[i] *= factor;
+        c->var[i] = 2 * noise * noise * c->ms[i] * c->ms[i];
+    }
 }
 
 void cost_learn(struct cost *c, int n_tokens, double attention, double ms)
 {
-    const double x[3] = {1, n_tokens, attention * 1e-3};
-    double px[3], denom = FORGET, error = ms;
-    for (int i = 0; i < 3; i++) {
-        px[i] = 0;
-        for (int j = 0; j < 3; j++)
-            px[i] += c->cov[i][j] * x[j];
-        denom += x[i] * px[i];
-        error -= c->theta[i] * x[i];
+    if (n_tokens < 1 || !(ms > 0))
+        return;
+    struct place p = place_of(n_tokens);
+    double x[2] = {1 - p.part, p.part}, k = attention * 1e-3;
+    double expected = cost_predict(c, n_tokens, attention);
+    if (!is_seen(c, p.at) && (p.part == 0 || !is_seen(c, p.at + 1))) {
+        stretch(c, p, ms / expected);
+        spread(c, p.at);
+        return;
     }
-    /* one step that was interrupted for long must not spoil the line */
-    double most = 4 * cost_predict(c, n_tokens, attention) + 10;
-    if (error > most)
-        error = most;
-    double trace = c->cov[0][0] + c->cov[1][1] + c->cov[2][2];
-    double grow = trace < TRACE_LIMIT ? 1 / FORGET : 1;
-    for (int i = 0; i < 3; i++)
-        c->theta[i] += px[i] / denom * error;
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 3; j++)
-            c->cov[i][j] = (c->cov[i][j] - px[i] * px[j] / denom) * grow;
+    double total = noise * noise * expected * expected + 1e-4 + c->slope_var * k * k;
+    for (int i = 0; i < 2; i++)
+        total += c->var[p.at + i] * x[i] * x[i];
+    double most = most_deviations * sqrt(total);
+    double error = clamp(ms - expected, -most, most);
+    for (int i = 0; i < 2; i++)
+        correct(&c->ms[p.at + i], &c->var[p.at + i], x[i], error, total,
+                x[i] * drift * c->ms[p.at + i]);
+    correct(&c->slope, &c->slope_var, k, error, total, drift * c->slope);
+    c->slope_var = fmin(c->slope_var, 1);
+    spread(c, p.at);
 }
 
-int cost_room(const struct cost *c, double target_ms, int n_tokens, double attention,
-              double context)
+int cost_room(const struct cost *c, double target_ms, int n_tokens, double attention, int from,
+              int most)
 {
-    double left = target_ms - cost_predict(c, n_tokens, attention);
-    double each = positive(c->theta[1]) + positive(c->theta[2]) * context * 1e-3;
-    if (left <= 0)
-        return 0;
-    return left >= each * ROOM_LIMIT ? ROOM_LIMIT : (int)(left / each);
+    int low = 0, high = most > 0 ? most : 0;
+    while (low < high) {
+        int n = low + (high - low + 1) / 2;
+        if (cost_predict(c, n_tokens + n, attention + cost_attention(from, n)) <= target_ms)
+            low = n;
+        else
+            high = n - 1;
+    }
+    return low;
 }

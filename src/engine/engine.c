@@ -86,6 +86,20 @@ static enum sched_answer admit(void *ctx, struct sched_item *item, int reserve)
     return blocks_admit(&g->blocks, seq_of(item), g->sched.plan, g->sched.n_plan, reserve);
 }
 
+static enum sched_answer catch_up(void *ctx, struct sched_item *item)
+{
+    struct engine *g = ctx;
+    struct seq *q = seq_of(item);
+    int n;
+    enum sched_answer answer = blocks_catch_up(&g->blocks, q, g->sched.plan, g->sched.n_plan, &n);
+    int most = q->n_prompt - 1 - q->cached_tokens; /* it may have been preempted and begun again */
+    n = n < most ? n : most;
+    q->cached_tokens += n;
+    if (q->started)
+        g->count.cached_tokens += (uint64_t)n;
+    return answer;
+}
+
 static bool grow(void *ctx, struct sched_item *item, int n_tokens)
 {
     return blocks_grow(&((struct engine *)ctx)->blocks, seq_of(item), n_tokens);
@@ -96,7 +110,8 @@ static void drop(void *ctx, struct sched_item *item)
     blocks_drop(&((struct engine *)ctx)->blocks, seq_of(item));
 }
 
-static const struct sched_ops block_ops = {.admit = admit, .grow = grow, .drop = drop};
+static const struct sched_ops block_ops = {
+    .admit = admit, .catch_up = catch_up, .grow = grow, .drop = drop};
 
 /* The life of a sequence on the engine thread. */
 
@@ -369,12 +384,12 @@ static void commit(struct engine *g)
 
 static void run_batch(struct engine *g)
 {
-    int64_t begin = clock_ns();
+    int64_t begin = g->o.now_ns(g->o.now_arg);
     atomic_store(&g->step_started_ms, clock_ms());
     forward(g);
     commit(g);
     atomic_store(&g->step_started_ms, 0);
-    double ms = (double)(clock_ns() - begin) * 1e-6;
+    double ms = (double)(g->o.now_ns(g->o.now_arg) - begin) * 1e-6;
     sched_measured(&g->sched, ms);
     g->count.steps++;
     g->count.computed_tokens += (uint64_t)g->sched.n_plan_tokens;
@@ -503,6 +518,11 @@ static int check_opts(const struct engine_opts *o, struct err *e)
     return 0;
 }
 
+static int64_t machine_now_ns(void *arg)
+{
+    return clock_ns();
+}
+
 static void set_defaults(struct engine_opts *o)
 {
     if (o->max_running < 1)
@@ -524,6 +544,8 @@ static void set_defaults(struct engine_opts *o)
         o->spec_tokens = DEFAULT_SPEC_TOKENS;
     if (o->spec_tokens > o->model.max_batch_tokens)
         o->spec_tokens = o->model.max_batch_tokens;
+    if (!o->now_ns)
+        o->now_ns = machine_now_ns;
     if (o->step_deadline_ms < 1)
         o->step_deadline_ms = DEFAULT_STEP_DEADLINE_MS;
 }

@@ -141,6 +141,8 @@ struct engine_opts {
     int spec_tokens;       /* most tokens of a step that has guesses in it, 0: 6, 1: never guess */
     bool check;            /* verify all block accounts after every step; else only when idle */
     bool manual; /* no thread: the caller runs the steps with engine_step (tests, tools) */
+    int64_t (*now_ns)(void *arg); /* times steps, NULL: clock_ns. A simulation has its own time */
+    void *now_arg;
     engine_sink_fn *sink;
     void *sink_arg;
 };

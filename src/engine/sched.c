@@ -12,7 +12,7 @@ struct sched_tenant {
     int64_t held; /* n_tokens of its running sequences, as of the last count */
 };
 
-enum { SWEEP_STEPS = 256, IDLE_STEPS = 4 };
+enum { SWEEP_STEPS = 256, ALONE_MS = 2000 };
 
 void sched_init(struct sched *s, const struct sched_ops *ops, void *ctx, int max_running,
                 int max_batch_tokens, double step_ms)
@@ -225,18 +225,12 @@ static void make_way(struct sched *s)
 
 /* Planning. */
 
-/* Positions that n tokens after the first `from` attend to, summed. */
-static double attended(int from, int n)
-{
-    return (double)n * from + 0.5 * n * (n + 1.0);
-}
-
 static void plan_item(struct sched *s, struct sched_item *item, int n)
 {
     item->n_planned = n;
     s->plan[s->n_plan++] = item;
     s->n_plan_tokens += n;
-    s->plan_attention += attended(item->n_computed, n);
+    s->plan_attention += cost_attention(item->n_computed, n);
     item->tenant->vtime += n;
     s->served += (uint64_t)n;
 }
@@ -335,51 +329,67 @@ static enum sched_answer admit(struct sched *s, struct sched_item *item)
     }
 }
 
-/* How long the step may take. Streams feel it against the step they would have without a prompt: at
- * most twice that, where a third of step_ms is short enough for anybody. Without decodes nobody
- * waits for the step, so it may be longer. */
+/* How long the step may take. Streams feel it against the step they would have without a prompt: so
+ * many times that, where a third of step_ms is short enough for anybody. Without decodes nobody
+ * waits for the end of the step but those who come meanwhile; long chunks of a prompt are cheaper,
+ * and one that has been alone for a while is likely to stay so. */
+static const double stretch = 2.2, long_steps = 1.5, alone_steps = 4;
+
 static double step_target(const struct sched *s)
 {
     if (!s->n_plan)
-        return s->step_ms * IDLE_STEPS;
-    double twice = 2 * cost_predict(&s->cost, s->n_plan_tokens, s->plan_attention);
-    double target = twice > s->step_ms / 3 ? twice : s->step_ms / 3;
+        return s->step_ms * (s->alone_ms < ALONE_MS ? long_steps : alone_steps);
+    double stretched = stretch * cost_predict(&s->cost, s->n_plan_tokens, s->plan_attention);
+    double target = stretched > s->step_ms / 3 ? stretched : s->step_ms / 3;
     return target < s->step_ms ? target : s->step_ms;
 }
 
-/* How many prefill tokens fit beside the decodes. Never none: a prompt must get on however slow the
- * decodes are. */
-static int prefill_room(const struct sched *s)
+/* How many of `need` tokens of a sequence that has `from` fit into the step. Of all prompts
+ * together never fewer than SCHED_MIN_PREFILL: they must get on however slow the decodes are. */
+static int prefill_room(const struct sched *s, double target, int from, int need)
 {
-    double target = step_target(s);
-    double context = s->n_plan ? s->plan_attention / s->n_plan_tokens : 0;
-    int room = cost_room(&s->cost, target, s->n_plan_tokens, s->plan_attention, context);
     int most = s->max_batch_tokens - s->n_plan_tokens;
-    if (room < SCHED_MIN_PREFILL)
-        room = SCHED_MIN_PREFILL;
-    return room < most ? room : most;
+    if (need > most)
+        need = most;
+    int room = cost_room(&s->cost, target, s->n_plan_tokens, s->plan_attention, from, need);
+    int least = SCHED_MIN_PREFILL - s->n_prefill_tokens;
+    return room > least ? room : need < least ? need : least > 0 ? least : 0;
+}
+
+/* Admits it, or finds out what others have computed of it meanwhile. */
+static enum sched_answer prepare(struct sched *s, struct sched_item *item)
+{
+    if (item->state == SCHED_WAITING)
+        return admit(s, item);
+    enum sched_answer answer = s->ops->catch_up(s->ctx, item);
+    if (answer == SCHED_WAIT)
+        item->skip_step = s->step;
+    return answer;
 }
 
 static void plan_prefill(struct sched *s)
 {
-    int room = prefill_room(s);
+    double target = step_target(s);
     bool closed = false; /* nobody else is admitted: the first in order goes first */
-    while (room > 0 && s->n_plan < s->max_running) {
+    s->n_prefill_tokens = 0;
+    while (s->n_plan < s->max_running && prefill_room(s, target, 0, 1)) {
         struct sched_item *c = best_of(s, &s->running, NULL);
         if (!closed)
             c = best_of(s, &s->waiting, c);
         if (!c)
             return;
-        if (c->state == SCHED_WAITING) {
-            enum sched_answer answer = admit(s, c);
-            closed = answer == SCHED_FULL;
-            if (answer != SCHED_OK)
-                continue;
-        }
+        enum sched_answer answer = prepare(s, c);
+        closed |= answer == SCHED_FULL;
+        if (answer != SCHED_OK)
+            continue;
         int need = c->n_tokens - c->n_computed;
-        int n = need < room ? need : room;
+        int n = prefill_room(s, target, c->n_computed, need);
+        if (!n)
+            return;
         plan_item(s, c, n);
-        room -= n;
+        s->n_prefill_tokens += n;
+        if (n == need && target > s->step_ms)
+            target = s->step_ms; /* somebody's first token comes at the end of this step */
     }
 }
 
@@ -397,7 +407,7 @@ static void plan_drafts(struct sched *s)
             continue;
         it->n_planned += n;
         s->n_plan_tokens += n;
-        s->plan_attention += attended(it->n_tokens, n);
+        s->plan_attention += cost_attention(it->n_tokens, n) - COST_READ * it->n_tokens;
     }
 }
 
@@ -423,6 +433,7 @@ int sched_plan(struct sched *s)
 void sched_measured(struct sched *s, double ms)
 {
     cost_learn(&s->cost, s->n_plan_tokens, s->plan_attention, ms);
+    s->alone_ms = s->waiting.n + s->running.n > 1 ? 0 : s->alone_ms + ms;
 }
 
 /* Checks. */

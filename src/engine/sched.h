@@ -2,7 +2,7 @@
  *
  * Decodes first: every running sequence that lacks one token gets it in every step. What the step's
  * time target (step_ms, or less: a prompt may make a step of decodes twice as long) leaves goes to
- * prefill chunks, in this order:
+ * prefill chunks. Nobody computes what another one of the step computes for both. The order:
  *     1. priority, lower first, one level better for every SCHED_AGE tokens served since it came,
  * up to the level of the best
  *     2. the tenant that was served least (virtual time = tokens computed, start-time fair
@@ -28,7 +28,7 @@
 #include "base/str.h"
 #include "engine/cost.h"
 
-enum { SCHED_AGE = 4096, SCHED_PRIORITY_MAX = 16, SCHED_MIN_PREFILL = 8 };
+enum { SCHED_AGE = 4096, SCHED_PRIORITY_MAX = 16, SCHED_MIN_PREFILL = 4 };
 
 enum sched_state { SCHED_NONE, SCHED_WAITING, SCHED_RUNNING };
 
@@ -58,6 +58,9 @@ struct sched_ops {
      * n_computed to what is known already (< n_tokens). WAIT: not in this step, others may go first
      * (the plan so far is in s->plan). FULL: no room now; nothing was taken. */
     enum sched_answer (*admit)(void *ctx, struct sched_item *item, int reserve);
+    /* A running item whose prompt is being computed: moves n_computed on over what others have
+     * computed meanwhile. OK, or WAIT: another one of the plan computes what it needs next. */
+    enum sched_answer (*catch_up)(void *ctx, struct sched_item *item);
     /* Makes room for the KV of n_tokens positions; false when there is no block. */
     bool (*grow)(void *ctx, struct sched_item *item, int n_tokens);
     /* Gives up all blocks; n_computed becomes 0. */
@@ -79,7 +82,9 @@ struct sched {
     struct sched_list waiting, running; /* by arrival; by priority and arrival */
     struct sched_item **plan;           /* [max_running], n_plan of them in this step */
     int n_plan, n_plan_tokens;
-    double plan_attention;      /* positions attended to, summed over the planned tokens */
+    int n_prefill_tokens;       /* of n_plan_tokens */
+    double plan_attention;      /* cost_attention of all that is planned */
+    double alone_ms;            /* time in steps since there was more than one sequence */
     struct sched_item *starved; /* first in order, but there was no place or no block */
     bool starved_of_blocks;
     struct sched_item *stuck; /* not admitted though nothing runs: it can never be */

@@ -43,7 +43,7 @@ struct program {
     struct pair *t_starved, *t_stuck;
     bool t_starved_of_blocks;
     int t_plan, t_plan_tokens;
-    double t_attention;
+    double t_attention, t_alone_ms;
     enum plant plant;
     int n_waits, n_full;
     char why[256];
@@ -88,6 +88,21 @@ static enum sched_answer admit(void *ctx, struct sched_item *item, int reserve)
     return SCHED_OK;
 }
 
+/* What others have computed meanwhile: any fixed rule will do. */
+static int jump(const struct program *p, const struct pair *x, uint64_t step)
+{
+    return ((uint64_t)(x - p->pairs) * 5 + step) % 13 == 0 ? 3 : 0;
+}
+
+static enum sched_answer catch_up(void *ctx, struct sched_item *item)
+{
+    struct program *p = ctx;
+    struct pair *x = (struct pair *)item;
+    int to = item->n_computed + jump(p, x, p->s.step);
+    item->n_computed = to < item->n_tokens ? to : item->n_tokens - 1;
+    return must_wait(p, x, p->s.step, p->s.n_plan) ? SCHED_WAIT : SCHED_OK;
+}
+
 static bool grow(void *ctx, struct sched_item *item, int n_tokens)
 {
     struct program *p = ctx;
@@ -111,7 +126,8 @@ static void drop(void *ctx, struct sched_item *item)
     item->n_computed = 0;
 }
 
-static const struct sched_ops ops = {.admit = admit, .grow = grow, .drop = drop};
+static const struct sched_ops ops = {
+    .admit = admit, .catch_up = catch_up, .grow = grow, .drop = drop};
 
 /* The twin. */
 
@@ -185,6 +201,7 @@ static void t_plan(struct program *p, struct pair *x, int n)
     p->t_plan_tokens += n;
     for (int i = 0; i < n; i++)
         p->t_attention += x->t_computed + i + 1;
+    p->t_attention += COST_READ * (x->t_computed + n);
     p->t_vtime[x->tenant] += n;
     p->t_served += (uint64_t)n;
 }
@@ -257,19 +274,37 @@ static enum sched_answer t_admit(struct program *p, struct pair *x)
     }
 }
 
+static enum sched_answer t_catch_up(struct program *p, struct pair *x)
+{
+    int to = x->t_computed + jump(p, x, p->t_step);
+    x->t_computed = to < x->t_tokens ? to : x->t_tokens - 1;
+    if (!must_wait(p, x, p->t_step, p->t_plan))
+        return SCHED_OK;
+    x->t_skip = p->t_step;
+    return SCHED_WAIT;
+}
+
+/* The largest chunk that fits, found one by one. */
+static int t_room(const struct program *p, double target, int n_prefill, int from, int need)
+{
+    int n = 0;
+    while (n < need && p->t_plan_tokens + n < p->s.max_batch_tokens &&
+           (n_prefill + n < SCHED_MIN_PREFILL ||
+            cost_predict(&p->s.cost, p->t_plan_tokens + n + 1,
+                         p->t_attention + cost_attention(from, n + 1)) <= target))
+        n++;
+    return n;
+}
+
 static void t_prefill(struct program *p)
 {
-    int most = p->s.max_batch_tokens - p->t_plan_tokens;
-    double target = 4.0 * STEP_MS;
+    double target = (p->t_alone_ms < 2000 ? 1.5 : 4.0) * STEP_MS;
     if (p->t_plan)
-        target = fmin(STEP_MS, fmax(STEP_MS / 3.0, 2 * cost_predict(&p->s.cost, p->t_plan_tokens,
-                                                                    p->t_attention)));
-    int room = cost_room(&p->s.cost, target, p->t_plan_tokens, p->t_attention,
-                         p->t_plan ? p->t_attention / p->t_plan_tokens : 0);
-    room = room < SCHED_MIN_PREFILL ? SCHED_MIN_PREFILL : room;
-    room = room < most ? room : most;
+        target = fmin(STEP_MS, fmax(STEP_MS / 3.0, 2.2 * cost_predict(&p->s.cost, p->t_plan_tokens,
+                                                                      p->t_attention)));
     bool closed = false;
-    while (room > 0 && p->t_plan < p->s.max_running) {
+    int n_prefill = 0;
+    while (p->t_plan < p->s.max_running && t_room(p, target, n_prefill, 0, 1)) {
         struct pair *c = NULL;
         for (int i = 0; i < N_ITEMS; i++) {
             struct pair *x = &p->pairs[i];
@@ -280,14 +315,18 @@ static void t_prefill(struct program *p)
         }
         if (!c)
             return;
-        enum sched_answer answer = c->t_state == SCHED_RUNNING ? SCHED_OK : t_admit(p, c);
+        enum sched_answer answer = c->t_state == SCHED_RUNNING ? t_catch_up(p, c) : t_admit(p, c);
         closed |= answer == SCHED_FULL;
         if (answer != SCHED_OK)
             continue;
-        int n = c->t_tokens - c->t_computed;
-        n = n < room ? n : room;
-        room -= n;
+        int need = c->t_tokens - c->t_computed;
+        int n = t_room(p, target, n_prefill, c->t_computed, need);
+        if (!n)
+            return;
+        n_prefill += n;
         t_plan(p, c, n);
+        if (n == need)
+            target = fmin(target, STEP_MS);
     }
 }
 
@@ -308,7 +347,7 @@ static void t_drafts(struct program *p)
         x->t_planned += n;
         p->t_plan_tokens += n;
         for (int k = 0; k < n; k++)
-            p->t_attention += x->t_tokens + k + 1;
+            p->t_attention += x->t_tokens + k + 1 + COST_READ;
     }
 }
 
@@ -392,6 +431,14 @@ static const char *compare(struct program *p)
     return NULL;
 }
 
+static int n_live(const struct program *p)
+{
+    int n = 0;
+    for (int i = 0; i < N_ITEMS; i++)
+        n += p->pairs[i].live;
+    return n;
+}
+
 static const char *step(struct program *p)
 {
     if (p->plant == PLANT_AGE)
@@ -403,8 +450,11 @@ static const char *step(struct program *p)
     const char *bad = compare(p);
     if (bad)
         return bad;
-    if (p->s.n_plan)
-        sched_measured(&p->s, 4 + 2.5 * p->s.n_plan_tokens + below(p, 3));
+    if (p->s.n_plan) {
+        double ms = 4 + 2.5 * p->s.n_plan_tokens + below(p, 3);
+        p->t_alone_ms = n_live(p) > 1 ? 0 : p->t_alone_ms + ms;
+        sched_measured(&p->s, ms);
+    }
     if (p->s.stuck)
         finish(p, p->t_stuck);
     for (int i = 0; i < N_ITEMS; i++) {
@@ -519,6 +569,11 @@ static enum sched_answer admit_all(void *ctx, struct sched_item *item, int reser
     return SCHED_OK;
 }
 
+static enum sched_answer catch_up_all(void *ctx, struct sched_item *item)
+{
+    return SCHED_OK;
+}
+
 static bool grow_all(void *ctx, struct sched_item *item, int n_tokens)
 {
     return true;
@@ -529,7 +584,8 @@ static void drop_all(void *ctx, struct sched_item *item)
     item->n_computed = 0;
 }
 
-static const struct sched_ops easy = {.admit = admit_all, .grow = grow_all, .drop = drop_all};
+static const struct sched_ops easy = {
+    .admit = admit_all, .catch_up = catch_up_all, .grow = grow_all, .drop = drop_all};
 
 /* One step; served[tenant] counts tokens. Returns the jobs that are over. */
 static int serve(struct sched *s, int64_t *served)
@@ -635,15 +691,15 @@ static void test_no_priority_starves(void **state)
     sched_release(&s);
 }
 
-/* Running streams stay smooth: a long prompt makes their steps twice as long at most, or a third of
- * the target, and none longer than the target. */
+/* Running streams stay smooth: a long prompt makes their steps 2.2 times as long at most, or a
+ * third of the target, and none longer than the target. */
 static void test_steps_keep_to_the_target(void **state)
 {
     static const struct {
         int streams, most_ms, most_steps;
-    } cases[] = {/* 5 + 2 ms a token: 13 ms, 33 allowed; 37 ms, 74; 69 ms, 100 */
+    } cases[] = {/* 5 + 2 ms a token: 13 ms, 33 allowed; 37 ms, 81; 69 ms, 100 */
                  {4, 35, 440},
-                 {16, 78, 230},
+                 {16, 85, 230},
                  {32, 105, 290}};
     for (size_t k = 0; k < ARRAY_LEN(cases); k++) {
         struct sched s;
@@ -668,30 +724,57 @@ static void test_steps_keep_to_the_target(void **state)
     }
 }
 
+/* What a step takes on a machine where weights are read in flat_ms whatever the tokens, a token
+ * takes token_ms, and 1000 positions of attention take slope_ms. */
+struct machine {
+    double flat_ms, token_ms, slope_ms;
+};
+
+static double step_takes(const struct machine *m, int n, double attention)
+{
+    return fmax(m->flat_ms, m->token_ms * n) + m->slope_ms * attention * 1e-3;
+}
+
 static void test_cost_follows_the_machine(void **state)
 {
+    static const struct machine machines[] = {{60, 7, 0.8}, {30, 7, 0.1}, {2, 0.4, 0.05}};
     struct cost c;
     struct rng rng;
     cost_init(&c);
     rng_seed(&rng, 5);
-    for (int phase = 0; phase < 3; phase++) {
-        double a = 30 - 10 * phase, b = 5.0 / (phase + 1), d = 0.2 * phase;
+    for (size_t phase = 0; phase < ARRAY_LEN(machines); phase++) {
+        const struct machine *m = &machines[phase];
         for (int i = 0; i < 400; i++) {
             int n = 1 + (int)rng_below(&rng, 40);
-            double attention = n * (double)rng_below(&rng, 4000);
-            double ms = a + b * n + d * attention * 1e-3;
-            ms *= 0.95 + 0.1 * rng_double(&rng);
+            double attention = cost_attention((int)rng_below(&rng, 4000), n);
+            double ms = step_takes(m, n, attention) * (0.95 + 0.1 * rng_double(&rng));
             if (i % 97 == 96)
                 ms *= 20; /* somebody else had the processor */
             cost_learn(&c, n, attention, ms);
         }
-        double want = a + b * 20 + d * 20, got = cost_predict(&c, 20, 20e3);
-        assert_true(got > want * 0.7 && got < want * 1.4);
-        int room = cost_room(&c, 150, 4, 4000, 1000);
-        double fits = (150 - a - 4 * b - 4 * d) / (b + d);
-        assert_true(room > fits * 0.6 && room < fits * 1.5);
+        for (int n = 1; n <= 40; n += 3) {
+            double want = step_takes(m, n, 20e3), got = cost_predict(&c, n, 20e3);
+            if (got < want * 0.8 || got > want * 1.25)
+                fail_msg("machine %d: %d tokens take %g ms, not %g", (int)phase, n, got, want);
+        }
     }
-    assert_int_equal(cost_room(&c, 1, 100, 1e5, 100), 0);
+    assert_int_equal(cost_room(&c, 1, 100, 1e5, 100, 8), 0);
+    assert_int_equal(cost_room(&c, 1e6, 1, 0, 0, 8), 8);
+}
+
+/* A few steps say enough of the sizes that were not seen. */
+static void test_cost_is_guessed_from_little(void **state)
+{
+    static const struct machine m = {60, 7, 0};
+    struct cost c;
+    cost_init(&c);
+    cost_learn(&c, 200, 0, step_takes(&m, 200, 0)); /* one chunk of a prompt, a decode */
+    cost_learn(&c, 1, 0, step_takes(&m, 1, 0));
+    for (int n = 1; n <= 200; n++) {
+        double want = step_takes(&m, n, 0), got = cost_predict(&c, n, 0);
+        if (got < want * 0.75 || got > want * 1.3)
+            fail_msg("%d tokens take %g ms, not %g", n, got, want);
+    }
 }
 
 int main(void)
@@ -704,6 +787,7 @@ int main(void)
         cmocka_unit_test(test_no_priority_starves),
         cmocka_unit_test(test_steps_keep_to_the_target),
         cmocka_unit_test(test_cost_follows_the_machine),
+        cmocka_unit_test(test_cost_is_guessed_from_little),
     };
     return cmocka_run_group_tests_name("sched program", tests, NULL, NULL);
 }
