@@ -214,6 +214,9 @@ static int file_pair(const struct opt_set *s, const char *path, yaml_document_t 
     if (key->type != YAML_SCALAR_NODE)
         return err_set(e, ERR_INVALID, "%s: a key must be the name of an option", where);
     const char *name = (const char *)key->data.scalar.value;
+    for (const char *const *section = s->sections; section && *section; section++)
+        if (strcmp(*section, name) == 0)
+            return 0;
     const struct opt *o = find(s->opts, str_of(name));
     if (!o || o->cli_only)
         return err_param(e, ERR_INVALID, "config",

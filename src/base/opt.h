@@ -48,6 +48,8 @@ struct opt_set {
     const struct opt *opts;
     void *values;        /* the command's struct */
     struct arena *arena; /* for strings */
+    /* Keys of the file that somebody else reads, ends with NULL; NULL: none. */
+    const char *const *sections;
 };
 
 /* Puts the defaults in place. BUG if a default does not parse. */

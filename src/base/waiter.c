@@ -39,3 +39,12 @@ void waiters_wake(struct waiters *l, const struct err *failed)
         w->wake(w, failed);
     }
 }
+
+void waiters_wake_first(struct waiters *l)
+{
+    struct waiter *w = l->first;
+    if (!w)
+        return;
+    waiter_cancel(w);
+    w->wake(w, NULL);
+}

@@ -30,6 +30,9 @@ void waiter_cancel(struct waiter *w);
  * again: that is not woken by this call. */
 void waiters_wake(struct waiters *l, const struct err *failed);
 
+/* Wakes the one that waits longest, if any. */
+void waiters_wake_first(struct waiters *l);
+
 static inline bool waiter_waits(const struct waiter *w)
 {
     return w->link != NULL;

@@ -12,6 +12,7 @@ struct command {
     const char *summary; /* one line for the list of commands */
     const char *details; /* paragraphs for its own --help, may be NULL */
     const struct opt *opts;
+    const char *const *sections; /* keys of its config file that are no options, NULL: none */
     int (*run)(const struct command *c, int argc, char **argv);
 };
 

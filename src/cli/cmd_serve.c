@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/yaml_tree.h"
 #include "cli/cli.h"
 #include "cli/load.h"
 #include "server/server.h"
@@ -130,7 +131,8 @@ static void *load_thread(void *arg)
     return NULL;
 }
 
-/* SIGINT and SIGTERM end the service; SIGUSR1, from the main thread, ends the waiting. */
+/* SIGINT and SIGTERM end the service, SIGHUP reads the configuration again; SIGUSR1, from the main
+ * thread, ends the waiting. */
 static void *signal_thread(void *arg)
 {
     struct service *s = arg;
@@ -138,8 +140,13 @@ static void *signal_thread(void *arg)
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGUSR1);
     for (int sig; sigwait(&set, &sig) == 0 && sig != SIGUSR1;) {
+        if (sig == SIGHUP) {
+            server_reload(s->server);
+            continue;
+        }
         log_info("serve", "%s: finishing the running requests (again: end at once)",
                  sig == SIGINT ? "interrupted" : "asked to end");
         __atomic_store_n(&s->canceled, true, __ATOMIC_RELAXED);
@@ -163,6 +170,23 @@ static char *state_dir(const struct serve_options *o)
     else
         buf_addf(&dir, "%s/.terrace/state", home && *home ? home : ".");
     return buf_take(&dir);
+}
+
+static json_t *read_config(void *arg, struct err *e)
+{
+    const struct serve_options *o = arg;
+    return yaml_tree_read(o->config, e);
+}
+
+/* Tiers, routes and what else of the file can change while the service runs. */
+static int configure(struct service *s, struct err *e)
+{
+    if (!s->o->config)
+        return 0;
+    json_t *config = read_config((void *)s->o, e);
+    int rc = config ? server_configure(s->server, config, e) : e->code;
+    json_decref(config);
+    return rc;
 }
 
 static int open_server(struct service *s, struct err *e)
@@ -190,7 +214,7 @@ static int open_server(struct service *s, struct err *e)
     so.state_dir = dir;
     int rc = server_new(&s->server, &so, e);
     free(dir);
-    return rc;
+    return rc ? rc : configure(s, e);
 }
 
 static int serve(const struct command *c, const struct serve_options *o)
@@ -201,6 +225,7 @@ static int serve(const struct command *c, const struct serve_options *o)
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGUSR1);
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* threads inherit it */
     if (open_server(&s, &e))
@@ -256,5 +281,6 @@ const struct command cmd_serve = {
         "  curl http://127.0.0.1:11403/v1/chat/completions -d '{\n"
         "    \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'\n",
     .opts = opts,
+    .sections = server_sections,
     .run = run,
 };

@@ -57,7 +57,7 @@ int cli_options(const struct command *c, void *values, struct arena *arena, int 
         }
     }
     struct err e = {0};
-    struct opt_set set = {c->opts, values, arena};
+    struct opt_set set = {c->opts, values, arena, c->sections};
     if (opt_load(&set, argc, argv, max_words, n_words, &e)) {
         cli_fail(c, &e);
         return EXIT_USAGE;

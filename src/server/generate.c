@@ -14,6 +14,7 @@
 #include "model/adapter.h"
 #include "server/job.h"
 #include "server/persona.h"
+#include "server/router.h"
 #include "server/terms.h"
 
 enum {
@@ -91,11 +92,9 @@ static enum job_step stage_prompt(struct job *j)
 
 /* ---- life of a job ---- */
 
-static void job_free(struct job *j)
+/* Forgets what the stages after the route made. */
+static void job_reset(struct job *j)
 {
-    *j->link = j->next;
-    if (j->next)
-        j->next->link = j->link;
     for (int i = 0; i < j->n_choices; i++) {
         buf_release(&j->choices[i].text);
         tool_parse_release(&j->choices[i].tools);
@@ -108,6 +107,22 @@ static void job_free(struct job *j)
         adapter_unref(j->adapters[i].adapter);
     free(j->choices);
     free(j->prompts);
+    j->choices = NULL;
+    j->prompts = NULL;
+    j->n_choices = j->n_prompts = j->n_adapters = 0;
+    j->model = NULL;
+    j->status = 0;
+    j->code = NULL;
+    j->err = (struct err){0};
+}
+
+static void job_free(struct job *j)
+{
+    *j->link = j->next;
+    if (j->next)
+        j->next->link = j->link;
+    router_over(j);
+    job_reset(j);
     free(j->body);
     chat_request_release(&j->req);
     served_put(j->model);
@@ -137,7 +152,7 @@ void job_closed(struct job *j)
 
 void job_fail(struct job *j, int status, const char *code, const struct err *e)
 {
-    if (j->failed)
+    if (j->failed || router_escalate(j, status, e))
         return;
     j->failed = true;
     waiter_cancel(&j->waiter);
@@ -145,6 +160,7 @@ void job_fail(struct job *j, int status, const char *code, const struct err *e)
     if (!j->x)
         return;
     if (!j->begun) {
+        router_explain(j);
         answer_error(j->x, status, code, e);
         return;
     }
@@ -164,6 +180,7 @@ void job_tick(struct job *j)
         job_fail(j, openai_status(e.code), NULL, &e);
         return;
     }
+    router_tick(j);
     bool late = clock_ns() - j->start_ns > (int64_t)BEGIN_AFTER_MS * 1000000;
     if (late && j->x && !j->begun && !j->failed && j->req.stream && j->n_running)
         job_begin_stream(j);
@@ -318,9 +335,12 @@ static const struct stage {
 } stages[] = {
     {stage_parse, true},  /* bytes -> req */
     {stage_terms, false}, /* for whom, and until when */
-    {stage_model, false},  {stage_adapters, false}, {stage_prompt, true}, /* messages -> tokens */
+    {router_route, false},   {stage_model, false},
+    {stage_adapters, false}, {stage_prompt, true}, /* messages -> tokens */
     {stage_submit, false},
 };
+
+enum { STAGE_ROUTE = 2 }; /* where another tier begins */
 
 /* ---- the way through the stages ---- */
 
@@ -373,6 +393,30 @@ static void advance(struct job *j)
     enum job_step rc = stages[j->stage].run(j);
     if (rc != JOB_WAIT)
         stage_over(j, rc);
+}
+
+static void restart(struct job *j)
+{
+    job_reset(j);
+    j->restarting = false;
+    j->stage = STAGE_ROUTE;
+    advance(j);
+}
+
+void job_restart(struct job *j)
+{
+    j->restarting = true;
+    waiter_cancel(&j->waiter);
+    job_cancel(j);
+    job_settled(j);
+}
+
+void job_settled(struct job *j)
+{
+    if (j->restarting && j->x && j->n_running == 0)
+        restart(j);
+    else
+        job_put(j);
 }
 
 static void woken(struct waiter *w, const struct err *failed)

@@ -48,6 +48,7 @@ struct job {
     int n_choices, n_running;
     struct openai_head head;
     char id[48];
+    struct job_route *route;
     int stage;             /* the one that runs or waits; all are over at the end of the table */
     bool large;            /* the body is: heavy stages run on a pool thread */
     bool preparing;        /* on a pool thread, which owns req, prompts and the failure below */
@@ -55,9 +56,10 @@ struct job {
     struct waiter waiter;
     struct adapter_use adapters[MODEL_MAX_ADAPTERS]; /* one reference each */
     int n_adapters;
-    bool begun;   /* stream: status and headers went out */
-    bool blocked; /* the client is slow: the engine was told to pause */
-    bool failed;  /* answered with an error: what still comes is dropped */
+    bool begun;      /* stream: status and headers went out */
+    bool blocked;    /* the client is slow: the engine was told to pause */
+    bool restarting; /* its choices end, then another tier takes it */
+    bool failed;     /* answered with an error: what still comes is dropped */
     int64_t start_ns;
     const char *tenant;
     int64_t deadline_ms; /* 0: none */
@@ -76,10 +78,13 @@ enum job_step job_refuse(struct job *j, int status, const char *code); /* JOB_FA
 struct str
 job_body(const struct job *j); /* as the client sent it; until the prompt stage is over */
 void job_fail(struct job *j, int status, const char *code, const struct err *e);
-void job_cancel(struct job *j); /* every choice that still runs */
-void job_put(struct job *j);    /* frees it if nobody needs it any more */
-void job_tick(struct job *j);   /* about once a second */
-void job_closed(struct job *j); /* its exchange is over */
+/* Once no choice runs any more, the stages begin again with the route. Nothing was sent yet. */
+void job_restart(struct job *j);
+void job_cancel(struct job *j);  /* every choice that still runs */
+void job_settled(struct job *j); /* a choice is over: goes on with a restart that waits for it */
+void job_put(struct job *j);     /* frees it if nobody needs it any more */
+void job_tick(struct job *j);    /* about once a second */
+void job_closed(struct job *j);  /* its exchange is over */
 
 /* stream.c: events to the client */
 bool job_finds_calls(const struct job *j);

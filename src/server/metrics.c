@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "server/router.h"
 #include "server/service.h"
 
 /* ---- histograms ---- */
@@ -368,6 +369,7 @@ void handle_metrics(struct exchange *x)
                 write_histogram(&b, names[i], m, h);
         }
     }
+    router_write_metrics(s->router, &b);
     write_http(&b, s);
     answer(x, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_release(&b);

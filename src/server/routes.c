@@ -37,6 +37,8 @@ static const struct route routes[] = {
     ROUTE("GET", "/v1/personas/*", USER, handle_persona),
     ROUTE("DELETE", "/v1/personas/*", ADMIN, handle_persona_delete),
     ROUTE("POST", "/reset_prefix_cache", ADMIN, handle_reset_prefix_cache),
+    ROUTE("POST", "/v1/route", USER, handle_route),
+    ROUTE("POST", "/v1/reload", ADMIN, handle_reload),
     ROUTE("POST", "/tokenize", USER, handle_tokenize),
     ROUTE("POST", "/detokenize", USER, handle_detokenize),
     ROUTE("GET", "/health", PUBLIC, handle_health),

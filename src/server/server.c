@@ -1,5 +1,6 @@
 #include "server/job.h"
 #include "server/persona.h"
+#include "server/router.h"
 
 #include <ctype.h>
 #include <inttypes.h>
@@ -105,6 +106,7 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
     struct server *s = xcalloc(1, sizeof *s);
     s->opts = *o;
     s->auth = auth_new();
+    s->router = router_new(s);
     s->personas = personas_new(s, o->state_dir);
     s->version = xstrdup(o->version ? o->version : "0");
     s->inbox_tail = &s->inbox;
@@ -145,6 +147,7 @@ void server_free(struct server *s)
         http_loop_free(s->loop); /* runs what engines posted last, so that their jobs end */
     served_free_all(s);
     personas_free(s->personas);
+    router_free(s->router);
     auth_free(s->auth);
     http_metrics_release(&s->metrics);
     map_release(&s->noted);

@@ -21,6 +21,7 @@
  */
 #pragma once
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -67,6 +68,10 @@ struct server_opts {
     const char *state_dir;    /* what outlives the process (personas), NULL: nothing does; copied */
     const char *allow_origin; /* web pages that may use the service: origin.h; NULL: none */
     bool open_to_all;         /* other machines reach it although there may be no keys */
+    /* Reads the config file for server_reload: a tree, or NULL with the reason. On the server's
+     * thread. NULL: there is no file. */
+    json_t *(*read_config)(void *arg, struct err *e);
+    void *read_config_arg;
     int64_t drain_ms; /* server_stop lets running requests go on for so long, 0: not at all */
     struct server_loader loader;
     const char *const *models; /* that are loaded at the start; the first one is the default */
@@ -99,6 +104,16 @@ void server_stop(struct server *s);
 
 /* For engine_opts.sink, with the server as sink_arg. */
 engine_sink_fn server_sink;
+
+/* The keys of the config file that server_configure reads, ends with NULL. */
+extern const char *const server_sections[];
+
+/* Puts the sections of a configuration in force: before server_run, or on the server's thread. On
+ * error nothing changes. */
+int server_configure(struct server *s, const json_t *config, struct err *e);
+
+/* Reads the configuration again and puts it in force; the outcome is in the log. Any thread. */
+void server_reload(struct server *s);
 
 /* A model that is ready. The engine stays until server_run has returned, tokenizer, template and
  * info until server_free has. Strings are copied. */

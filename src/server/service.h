@@ -25,6 +25,8 @@ struct exchange;
 struct job;
 struct persona;
 struct personas;
+struct job_route;
+struct router;
 
 /* What struct engine_request.user points to: the first member of whoever asked. */
 struct engine_user {
@@ -44,6 +46,7 @@ struct server {
     struct http_metrics metrics;
     struct personas *personas;
     struct auth *auth;
+    struct router *router;
     struct map noted;        /* unknown request fields that are in the log already */
     struct job *jobs;        /* all, newest first */
     struct http_timer *tick; /* runs while there are jobs, and during the end of the drain */
@@ -114,3 +117,5 @@ route_fn handle_health, handle_ping, handle_version;          /* health.c */
 route_fn handle_persona_put, handle_personas, handle_persona; /* persona_http.c */
 route_fn handle_persona_delete, handle_personas_delete, handle_reset_prefix_cache;
 route_fn handle_metrics; /* metrics.c */
+route_fn handle_route;   /* router.c */
+route_fn handle_reload;  /* config.c */

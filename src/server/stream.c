@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "server/job.h"
+#include "server/router.h"
 
 /* ---- pieces ---- */
 
@@ -183,6 +184,7 @@ void job_begin_stream(struct job *j)
 {
     j->begun = true;
     j->x->status = 200;
+    router_explain(j);
     http_begin_events(j->x->http);
     for (int i = 0; i < j->n_choices; i++)
         begin_choice(&j->choices[i]);
@@ -285,8 +287,27 @@ static void collect_calls(struct choice *c, struct openai_choice *out)
     out->finish = finish_name(c);
 }
 
+/* The tier's check of the answers; false: another tier has it now. */
+static bool pass_check(struct job *j)
+{
+    const char *why = "";
+    for (int i = 0; i < j->n_choices; i++) {
+        const struct buf *text = &j->choices[i].text;
+        struct err e = {0};
+        if (router_accepts(j, (struct str){buf_str(text), text->len}, &why))
+            continue;
+        err_set(&e, ERR_FORMAT, "%s", why);
+        if (router_escalate(j, 502, &e))
+            return false;
+    }
+    return true;
+}
+
 static void respond(struct job *j)
 {
+    if (!pass_check(j))
+        return;
+    router_explain(j);
     struct openai_choice *choices = xcalloc((size_t)j->n_choices, sizeof *choices);
     struct openai_logprobs *logprobs = xcalloc((size_t)j->n_choices, sizeof *logprobs);
     for (int i = 0; i < j->n_choices; i++) {
@@ -332,6 +353,7 @@ static void observe_tokens(struct choice *c, const struct engine_event *ev)
     int64_t now = clock_ns();
     if (!ev->n_ids)
         return;
+    router_first_token(c->job);
     if (!c->last_ns)
         metrics_observe(m, HIST_TTFT, (double)(now - c->job->start_ns) / 1e9);
     else
@@ -361,13 +383,14 @@ static void observe_end(const struct choice *c, const struct engine_event *ev)
 }
 
 /* What is counted once for a request, whatever n is. */
-static void observe_job(const struct job *j)
+static void observe_job(struct job *j, const struct engine_usage *u)
 {
     struct model_metrics *m = &j->model->metrics;
     int longest = 0;
     for (int i = 0; i < j->n_choices; i++)
         if (j->choices[i].usage.completion_tokens > longest)
             longest = j->choices[i].usage.completion_tokens;
+    router_answered(j, u);
     metrics_observe(m, HIST_MAX_GENERATION_TOKENS, longest);
     metrics_observe(m, HIST_N, (double)j->req.gen.n);
     if (j->req.gen.max_tokens)
@@ -408,9 +431,9 @@ void job_event(struct engine_user *choice, const struct engine_event *ev)
         settle(c, ev);
         bool good = ev->finish == FINISH_STOP || ev->finish == FINISH_LENGTH;
         if (good && j->n_running == 0 && !j->failed)
-            observe_job(j);
+            observe_job(j, &ev->usage);
     }
-    if (!j->x || j->failed) {
+    if (!j->x || j->failed || j->restarting) {
         /* nobody listens */
     } else if (ev->finish == FINISH_ERROR || ev->finish == FINISH_TIMEOUT ||
                ev->finish == FINISH_CANCEL) {
@@ -421,5 +444,5 @@ void job_event(struct engine_user *choice, const struct engine_event *ev)
         collect_event(c, ev);
     }
     if (ev->finish)
-        job_put(j);
+        job_settled(j);
 }

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/yaml_tree.h"
 #include "gguf_build.h"
 
 /* ---- the model ---- */
@@ -127,6 +128,12 @@ void rig_open(struct rig *r, const struct rig_opts *o)
                              .state_dir = o->state_dir};
     if (server_new(&r->server, &so, &e))
         fail_msg("%s", e.msg);
+    if (o->config) {
+        json_t *config = yaml_tree_parse(o->config, strlen(o->config), "rig.yaml", &e);
+        if (!config || server_configure(r->server, config, &e))
+            fail_msg("%s", e.msg);
+        json_decref(config);
+    }
     r->port = server_port(r->server);
     r->tokenizer = make_tokenizer();
     const char *source = o->chat_template ? o->chat_template : chat_template;

@@ -26,6 +26,7 @@ struct rig_opts {
     const char *state_dir;
     const char *chat_template; /* NULL: one with roles between <|im_start|> and <|im_end|> */
     const char *script; /* the model says this and ends, one request at a time; NULL: the rule */
+    const char *config; /* YAML of sections, NULL: none */
     int64_t drain_ms;
 };
 

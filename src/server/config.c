@@ -1,0 +1,50 @@
+/* config.c - the sections of the configuration that change while the service runs. */
+#include <jansson.h>
+
+#include "base/log.h"
+#include "server/router.h"
+
+const char *const server_sections[] = {"tiers",  "default_tier", "aliases",
+                                       "routes", "full_load",    NULL};
+
+int server_configure(struct server *s, const json_t *config, struct err *e)
+{
+    return router_configure(s->router, config, e);
+}
+
+/* Reads everything again; on error all stays as it was. */
+static int reload(struct server *s, struct err *e)
+{
+    const struct server_opts *o = &s->opts;
+    if (!o->read_config)
+        return err_set(e, ERR_UNSUPPORTED, "the service was started without a config file");
+    json_t *config = o->read_config(o->read_config_arg, e);
+    int rc = config ? server_configure(s, config, e) : e->code;
+    json_decref(config);
+    if (rc)
+        log_error("server", "the configuration was not reloaded: %s", e->msg);
+    else
+        log_info("server", "the configuration was reloaded");
+    return rc;
+}
+
+static void reload_on_loop(void *arg)
+{
+    struct err e = {0};
+    reload(arg, &e);
+}
+
+void server_reload(struct server *s)
+{
+    http_loop_post(s->loop, reload_on_loop, s);
+}
+
+/* POST /v1/reload */
+void handle_reload(struct exchange *x)
+{
+    struct err e = {0};
+    if (reload(x->server, &e))
+        answer_err(x, &e);
+    else
+        answer(x, 200, "application/json", "{\"status\":\"ok\"}", 15);
+}
