@@ -110,6 +110,7 @@ static void job_reset(struct job *j)
     j->choices = NULL;
     j->prompts = NULL;
     j->n_choices = j->n_prompts = j->n_adapters = 0;
+    served_put(j->model);
     j->model = NULL;
     j->status = 0;
     j->code = NULL;
@@ -125,7 +126,6 @@ static void job_free(struct job *j)
     job_reset(j);
     free(j->body);
     chat_request_release(&j->req);
-    served_put(j->model);
     free(j);
 }
 

@@ -133,8 +133,10 @@ static void read_texts(const struct chat_request *r, struct route_facts *f)
 static double load_now(struct router *r)
 {
     int n = 0;
-    for (struct served *m = served_first(r->server); m; m = atomic_load(&m->next)) {
+    for (struct served *m = served_first(r->server); m; m = served_next(m)) {
         struct engine_stats st;
+        if (!served_is_loaded(m))
+            continue;
         engine_get_stats(m->model.engine, &st);
         n += st.running + st.waiting;
     }
