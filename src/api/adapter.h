@@ -81,22 +81,24 @@ void adapter_scales_release(struct adapter_scales *s);
 struct adapter_card {
     int64_t id; /* what /lora-adapters calls it */
     const char *name, *base_model, *path, *owner;
-    const char *state, *error;  /* error NULL: none */
-    const char *digest;         /* hexadecimal */
-    const char *const *aliases; /* n_aliases of them */
-    const json_t *labels;       /* NULL: none */
+    const char *format, *trained_on; /* "peft" ...; the base as the adapter names it */
+    const char *state, *error;       /* error NULL: none */
+    const char *digest;              /* hexadecimal */
+    const char *labels;              /* a JSON object, "": none */
+    const char *const *aliases;      /* n_aliases of them */
     size_t n_aliases;
     int64_t version, rank;
-    uint64_t bytes;
+    uint64_t bytes, resident_bytes;
     int64_t created, last_used;
-    uint64_t requests;
+    uint64_t requests;        /* since it was registered */
+    int64_t running, waiting; /* requests now */
     bool pinned;
-    double progress; /* of a load, 0..1; negative: none */
 };
 
 void adapter_write_card(struct jw *w, const struct adapter_card *c);
 
-/* One element of /v1/models: as vLLM lists adapters, below their base model. */
+/* One element of /v1/models: as vLLM lists adapters, below their base model. max_model_len 0: not
+ * known. */
 void adapter_write_model(struct jw *w, const struct adapter_card *c, int64_t max_model_len);
 
 /* vLLM's error body: `code` is the status as a number. */

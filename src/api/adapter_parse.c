@@ -273,7 +273,7 @@ int adapter_parse_target(struct adapter_target *out, bool named, const char *bod
     if (!rc && named && !out->adapter)
         rc = err_param(e, ERR_INVALID, "adapter", "'adapter' is missing");
     const json_t *version = member(out->root, "version");
-    if (!rc && version && !openai_int(version, 1, INT64_MAX, &out->version))
+    if (!rc && version && !openai_int(version, 1, INT32_MAX, &out->version))
         rc = openai_bad(e, "version", "the number of a version", version);
     return rc;
 }

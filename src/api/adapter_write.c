@@ -1,11 +1,27 @@
 #include "api/adapter.h"
 
+#include <string.h>
+
 static void write_time(struct jw *w, const char *key, int64_t unix_s)
 {
     if (unix_s)
         jw_kint(w, key, unix_s);
     else
         jw_knull(w, key);
+}
+
+/* How it stands now, and how it was used. */
+static void write_state(struct jw *w, const struct adapter_card *c)
+{
+    jw_kstr(w, "state", c->state);
+    jw_kstr(w, "error", c->error);
+    jw_kbool(w, "pin", c->pinned);
+    jw_kuint(w, "resident_bytes", c->resident_bytes);
+    jw_kint(w, "running", c->running);
+    jw_kint(w, "waiting", c->waiting);
+    jw_kuint(w, "requests", c->requests);
+    write_time(w, "last_used", c->last_used);
+    jw_kint(w, "created", c->created);
 }
 
 void adapter_write_card(struct jw *w, const struct adapter_card *c)
@@ -16,31 +32,22 @@ void adapter_write_card(struct jw *w, const struct adapter_card *c)
     jw_kstr(w, "name", c->name);
     jw_kint(w, "version", c->version);
     jw_kstr(w, "base_model", c->base_model);
-    jw_kstr(w, "state", c->state);
-    jw_kstr(w, "error", c->error);
-    if (c->progress >= 0)
-        jw_knum(w, "progress", (double)(int)(c->progress * 1000) / 1000);
+    write_state(w, c);
     jw_kstr(w, "path", c->path);
+    jw_kstr(w, "format", c->format);
+    jw_kstr(w, "trained_on", c->trained_on);
     jw_kstr(w, "digest", c->digest);
     jw_kint(w, "rank", c->rank);
     jw_kuint(w, "bytes", c->bytes);
-    jw_kbool(w, "pin", c->pinned);
     jw_kstr(w, "owner", c->owner);
     jw_key(w, "labels");
-    if (c->labels) {
-        jw_tree(w, c->labels);
-    } else {
-        jw_obj(w);
-        jw_obj_end(w);
-    }
+    const char *labels = c->labels && *c->labels ? c->labels : "{}";
+    jw_raw(w, labels, strlen(labels));
     jw_key(w, "aliases");
     jw_arr(w);
     for (size_t i = 0; i < c->n_aliases; i++)
         jw_str(w, c->aliases[i]);
     jw_arr_end(w);
-    jw_kint(w, "created", c->created);
-    write_time(w, "last_used", c->last_used);
-    jw_kuint(w, "requests", c->requests);
     jw_obj_end(w);
 }
 
@@ -53,7 +60,8 @@ void adapter_write_model(struct jw *w, const struct adapter_card *c, int64_t max
     jw_kstr(w, "owned_by", "terrace");
     jw_kstr(w, "root", c->path);
     jw_kstr(w, "parent", c->base_model);
-    jw_kint(w, "max_model_len", max_model_len);
+    if (max_model_len)
+        jw_kint(w, "max_model_len", max_model_len);
     jw_obj_end(w);
 }
 

@@ -3,6 +3,7 @@
 
 #include "base/waiter.h"
 #include "model/model.h"
+#include "server/adapters.h"
 #include "server/service.h"
 
 /* What a stage of the way into the engine (generate.c) says. */
@@ -54,7 +55,10 @@ struct job {
     bool preparing;        /* on a pool thread, which owns req, prompts and the failure below */
     enum job_step outcome; /* of what ran there */
     struct waiter waiter;
-    struct adapter_use adapters[MODEL_MAX_ADAPTERS]; /* one reference each */
+    const char *named; /* what the request calls its model, if that is an adapter; else NULL */
+    const char *named_adapter;  /* which one that is, for a pick */
+    struct adapter_lease lease; /* holds the adapters */
+    struct adapter_use adapters[MODEL_MAX_ADAPTERS];
     int n_adapters;
     bool begun;      /* stream: status and headers went out */
     bool blocked;    /* the client is slow: the engine was told to pause */
@@ -85,6 +89,11 @@ void job_settled(struct job *j); /* a choice is over: goes on with a restart tha
 void job_put(struct job *j);     /* frees it if nobody needs it any more */
 void job_tick(struct job *j);    /* about once a second */
 void job_closed(struct job *j);  /* its exchange is over */
+
+/* adapter_pick.c: stages */
+enum job_step job_find_adapter(struct job *j); /* a model that is an adapter's name */
+enum job_step job_take_adapters(struct job *j);
+enum job_step job_get_adapters(struct job *j); /* waits until they are there */
 
 /* stream.c: events to the client */
 bool job_finds_calls(const struct job *j);

@@ -230,6 +230,11 @@ static const struct tier *tier_of(const struct job_route *route)
     return route && route->step >= 0 ? route->decision.steps[route->step].tier : NULL;
 }
 
+const struct tier *router_tier(const struct job *j)
+{
+    return tier_of(j->route);
+}
+
 enum job_step router_route(struct job *j)
 {
     struct job_route *route = j->route ? j->route : begin(j);

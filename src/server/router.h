@@ -32,6 +32,9 @@ bool router_accepts(const struct job *j, struct str answer, const char **why);
 /* Fails an attempt that has no first token within the tier's time. About once a second. */
 void router_tick(struct job *j);
 
+/* Where the job runs, NULL: its model is of no tier. */
+const struct tier *router_tier(const struct job *j);
+
 /* Adds the header x-terrace-route, before the first byte of an answer. */
 void router_explain(struct job *j);
 

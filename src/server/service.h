@@ -17,10 +17,13 @@
 #include "chat/tool_parse.h"
 #include "gateway/auth.h"
 #include "http/loop.h"
+#include "server/lora_table.h"
 #include "server/served.h"
 #include "server/server.h"
 #include "server/watch.h"
 
+struct adapter_call;
+struct adapters;
 struct exchange;
 struct job;
 struct persona;
@@ -45,6 +48,8 @@ struct server {
     struct watch_list watches;
     struct http_metrics metrics;
     struct personas *personas;
+    struct adapters *adapters;
+    struct lora_table lora;
     struct auth *auth;
     struct router *router;
     struct map noted;        /* unknown request fields that are in the log already */
@@ -64,17 +69,18 @@ typedef void route_fn(struct exchange *x);
 struct exchange {
     struct server *server;
     struct http_req *http;
-    struct job *job;            /* the generation it waits for, or NULL */
-    struct persona *persona;    /* the persona whose computation it waits for, or NULL */
-    struct served *model;       /* held to the end of the exchange, or NULL */
-    struct waiter waiter;       /* for the model to be loaded, or unloaded */
-    const char *method, *route; /* of the route table, for metrics; "-" if there is none */
-    route_fn *handle;           /* of the route table, NULL: there is no such route */
-    struct auth_key *key;       /* that opened the route, or NULL if none is needed */
-    const char *path_rest;      /* what stands for the '*' of the route's path, decoded */
-    int status;                 /* of the response, 0: none yet */
-    bool arrived;               /* all of the request did, and the handler has it */
-    bool says_when;             /* the response has a Retry-After */
+    struct job *job;             /* the generation it waits for, or NULL */
+    struct persona *persona;     /* the persona whose computation it waits for, or NULL */
+    struct served *model;        /* held to the end of the exchange, or NULL */
+    struct waiter waiter;        /* for the model to be loaded, or unloaded */
+    struct adapter_call *change; /* of adapters, that it waits for, or NULL */
+    const char *method, *route;  /* of the route table, for metrics; "-" if there is none */
+    route_fn *handle;            /* of the route table, NULL: there is no such route */
+    struct auth_key *key;        /* that opened the route, or NULL if none is needed */
+    const char *path_rest;       /* what stands for the '*' of the route's path, decoded */
+    int status;                  /* of the response, 0: none yet */
+    bool arrived;                /* all of the request did, and the handler has it */
+    bool says_when;              /* the response has a Retry-After */
     int64_t start_ns;
 };
 
@@ -116,6 +122,14 @@ route_fn handle_tokenize, handle_detokenize;                  /* tokenize.c */
 route_fn handle_health, handle_ping, handle_version;          /* health.c */
 route_fn handle_persona_put, handle_personas, handle_persona; /* persona_http.c */
 route_fn handle_persona_delete, handle_personas_delete, handle_reset_prefix_cache;
+route_fn handle_adapters, handle_adapter_add, handle_adapter; /* adapter_http.c */
+route_fn handle_adapter_change, handle_adapter_delete, handle_adapter_versions;
+route_fn handle_adapter_load, handle_adapter_unload, handle_adapter_pin, handle_adapter_unpin;
+route_fn handle_adapter_rollback, handle_adapter_aliases;
+route_fn handle_adapter_alias_put, handle_adapter_alias_delete;
+route_fn handle_user_adapter, handle_user_adapter_put, handle_user_adapter_delete;
+route_fn handle_vllm_load, handle_vllm_unload, handle_sglang_load; /* adapter_dialects.c */
+route_fn handle_sglang_unload, handle_lora_adapters, handle_lora_adapters_post;
 route_fn handle_metrics; /* metrics.c */
 route_fn handle_route;   /* router.c */
 route_fn handle_reload;  /* config.c */
