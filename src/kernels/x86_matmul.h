@@ -34,17 +34,28 @@ static inline struct ahead ahead_share(const char *next, size_t bytes, int n_col
     return (struct ahead){next + begin, step};
 }
 
-static inline void pass_of(const struct packed_matrix *m, const struct act *a, int tile,
-                           int tile_end, int g, run_pass_fn *run, tile_sums sums)
+/* Some tiles that stay in the second-level cache while all groups of tokens pass over them: so the
+ * activations, which for a long prompt lie further away, are read once for several tiles. */
+struct tile_block {
+    int begin, end; /* tiles */
+    int next_end;   /* the block after this one ends here */
+};
+
+enum { TILE_BLOCK_BYTES = 320 << 10 };
+
+/* One tile of the block with one group of tokens, while a share of the next block is fetched. */
+static inline void pass_of(const struct packed_matrix *m, const struct act *a,
+                           const struct tile_block *b, int tile, int g, run_pass_fn *run,
+                           tile_sums sums)
 {
-    int first = act_group_begin(a->n_tokens, g);
-    int w = act_group_begin(a->n_tokens, g + 1) - first;
-    const uint8_t *data = (const uint8_t *)m->data + (size_t)tile * m->tile_bytes;
+    int first = act_group_begin(a->n_tokens, g), n_groups = act_groups(a->n_tokens);
+    int w = act_group_begin(a->n_tokens, g + 1) - first, n_tiles = b->end - b->begin;
+    const uint8_t *data = m->data;
     const uint8_t *x = (const uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
-    size_t next = tile + 1 < tile_end ? m->tile_bytes : 0;
-    struct ahead ahead = ahead_share((const char *)data + m->tile_bytes, next, m->n_cols, g,
-                                     act_groups(a->n_tokens));
-    run(m->type, w, data, x, m->n_cols, ahead, sums);
+    struct ahead ahead = ahead_share((const char *)data + (size_t)b->end * m->tile_bytes,
+                                     (size_t)(b->next_end - b->end) * m->tile_bytes, m->n_cols,
+                                     g * n_tiles + tile - b->begin, n_groups * n_tiles);
+    run(m->type, w, data + (size_t)tile * m->tile_bytes, x, m->n_cols, ahead, sums);
 }
 
 static inline void store_sums_of(const struct matmul *j, int tile, int first, int w,
@@ -66,22 +77,36 @@ static inline void store_sums_of(const struct matmul *j, int tile, int first, in
     }
 }
 
-static inline void matmul_tiles(const struct matmul *j, int tile_begin, int tile_end,
+static inline void matmul_block(const struct matmul *j, const struct tile_block *b,
                                 run_pass_fn *run)
 {
-    BUG_ON(j->w->n_cols != j->x->n_cols || packed_act_type(j->w) != j->x->type);
     int n = j->x->n_tokens, groups = act_groups(n);
-    for (int t = tile_begin; t < tile_end; t++)
-        for (int g = 0; g < groups; g++) {
+    for (int g = 0; g < groups; g++)
+        for (int t = b->begin; t < b->end; t++) {
             int first = act_group_begin(n, g), w = act_group_begin(n, g + 1) - first;
             tile_sums sums, gate;
-            pass_of(j->w, j->x, t, tile_end, g, run, sums);
+            pass_of(j->w, j->x, b, t, g, run, sums);
             if (j->gate) {
-                pass_of(j->gate, j->x, t, tile_end, g, run, gate);
+                pass_of(j->gate, j->x, b, t, g, run, gate);
                 avx2_silu_mul(gate[0], sums[0], w * KERNEL_TILE, sums[0]);
             }
             store_sums_of(j, t, first, w, sums);
         }
+}
+
+static inline void matmul_tiles(const struct matmul *j, int tile_begin, int tile_end,
+                                run_pass_fn *run)
+{
+    BUG_ON(j->w->n_cols != j->x->n_cols || packed_act_type(j->w) != j->x->type);
+    size_t tile_bytes = j->w->tile_bytes + (j->gate ? j->gate->tile_bytes : 0);
+    int step = tile_bytes < TILE_BLOCK_BYTES ? (int)(TILE_BLOCK_BYTES / tile_bytes) : 1;
+    int groups = act_groups(j->x->n_tokens); /* a single one gains nothing from a block */
+    step = step < groups ? step : groups;
+    for (int t = tile_begin; t < tile_end; t += step) {
+        int end = tile_end - t < step ? tile_end : t + step;
+        struct tile_block b = {t, end, tile_end - end < step ? tile_end : end + step};
+        matmul_block(j, &b, run);
+    }
 }
 
 /* X(function, name, type): which kind of pass multiplies each type. */
