@@ -4,12 +4,9 @@
  * as a block of the source type, 32 or 256 columns ("super"). All numbers of 32 rows side by side:
  *
  *   simple block  f16 d[32]  (f16 m[32])                          weight = d * (u - zero) (+ m)
- *   super block   f16 d[32]  (f16 dmin[32])  i8/u8 sc[groups][32]  (u8 mn[groups][32])
+ *   super block   f16 d[32]  (f16 dmin[32])  i8/u8 sc[groups][32]  (u8 mn[groups / 2][32][2])
  *                                            weight = d * sc * (u - zero) (- dmin * mn)
  *   followed, for each 32 columns, by the codes u, unsigned: a low plane, then a high plane.
- *
- * Types whose activations are ACT_Q8_POW2 never have d or sc 0: what would be 0 has the code `zero`
- * instead, so that arithmetic on the exponent of a scale is safe.
  *
  * The unit of vpdpbusd is "4 columns of a row in 4 bytes", 16 rows in a vector. With c4 = the
  * number (0..7) of four columns within 32, h = the half (0, 1) of the tile's rows, r = the row in
@@ -31,11 +28,20 @@
  *   F32 F16        [column][row]
  *   BF16           [column / 2][row][2]
  *
- * ACTIVATIONS. A group (act_group_begin) of w tokens lies together; for ACT_Q8 it is, for each 32
- * columns: f32 scale[w]   f32 dsum[w]   i32 nsum[w]   i32 nhalf[2][w]   i8 q[8][w][4] where x =
- * scale * q (a power of two for ACT_Q8_POW2, whose layout is the same), nsum = -sum(q), nhalf the
- * same for each 16 columns, dsum = scale * sum(q). ACT_F32 is [column][w], ACT_BF16 [column /
- * 2][w][2].
+ * ACTIVATIONS. A group (act_group_begin) of w tokens lies together. For each 32 columns:
+ *
+ *   ACT_Q8        f32 scale[w]  f32 dsum[w]    i32 nsum[w]  i32 unused[2][w]  i8 q[8][w][4]
+ *   ACT_Q8_POW2   f32 scale[w]  i32 minsum[w]  f32 base[w]  i32 start[2][w]   i8 q[8][w][4]
+ *
+ * where x = scale * q, nsum = -sum(q), dsum = scale * sum(q).
+ *   base: powers of two turn integers into scaled floats without a conversion. It is 1.5 * 2^23 *
+ *     scale, so a sum of integers that begins at the bits of base is, read as a float, base + scale
+ * * sum, exactly (for |sum| < 2^22). start: where sums of weights with zero = 32 begin: the bits of
+ * base, less 32 times the sum of 16 q. minsum: what minimums multiply, for 256 columns at once. In
+ * the first four of their eight blocks pairs of 16-bit numbers, sum(x) of two blocks in units; in
+ * the fifth the unit, an f32; in the sixth its logarithm to the base 2, an f32 too. The unit is an
+ * eighth of the largest scale: so all sums fit, and those of blocks whose scale is no smaller than
+ * the unit are exact. ACT_F32 is [column][w], ACT_BF16 [column / 2][w][2].
  *
  * KV. One head of one block, D = head_dim:
  *   BF16  K [D/2][32 positions][2]    V [16 pairs of positions][D][2]
@@ -47,6 +53,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "kernels/kernels.h"
 #include "tensor/type.h"
@@ -105,6 +112,12 @@ static inline bool layout_pow2(const struct layout *l)
     return l->super && !l->table;
 }
 
+/* Its minimums are multiplied with minsum of the activations. */
+static inline bool layout_word_mins(const struct layout *l)
+{
+    return layout_pow2(l) && l->min && l->group == 32;
+}
+
 /* Bytes of the codes of 32 columns of a tile. */
 static inline size_t layout_code_bytes(const struct layout *l)
 {
@@ -122,6 +135,12 @@ static inline size_t layout_header_bytes(const struct layout *l)
 static inline size_t layout_block_bytes(const struct layout *l)
 {
     return layout_header_bytes(l) + layout_code_bytes(l) * (size_t)(l->block / 32);
+}
+
+/* Where mn of a row's group lies, counted from sc. */
+static inline int layout_mn_at(int groups, int g, int row)
+{
+    return 32 * groups + g / 2 * 64 + 2 * row + g % 2;
 }
 
 /* Bytes of 32 columns of one token of 8-bit activations: 5 numbers and 32 codes. */
@@ -158,13 +177,65 @@ static inline int32_t *act_nsum(void *block, int w)
 {
     return (int32_t *)block + 2 * w;
 }
-static inline int32_t *act_nhalf(void *block, int w)
+static inline int32_t *act_minsum(void *block, int w)
+{
+    return (int32_t *)block + w;
+}
+static inline float *act_base(void *block, int w)
+{
+    return (float *)block + 2 * w;
+}
+static inline int32_t *act_start(void *block, int w)
 {
     return (int32_t *)block + 3 * w;
 }
 static inline int8_t *act_codes(void *block, int w)
 {
     return (int8_t *)block + 20 * w;
+}
+
+/* Which of 8 blocks holds what in the place of minsum. */
+enum { ACT_MINSUM_UNIT = 4, ACT_MINSUM_LOG2 = 5 };
+
+/* What else is kept of 32 columns of token i whose codes sum up to half[0] + half[1]. */
+static inline void act_put_sums(enum act_type type, void *block, int i, int w, float scale,
+                                const int half[2])
+{
+    act_scale(block)[i] = scale;
+    if (type == ACT_Q8) {
+        act_dsum(block, w)[i] = scale * (float)(half[0] + half[1]);
+        act_nsum(block, w)[i] = -(half[0] + half[1]);
+        return;
+    }
+    union {
+        float f;
+        int32_t i;
+    } base = {0x1.8p23f * scale};
+    act_base(block, w)[i] = base.f;
+    act_start(block, w)[i] = base.i - 32 * half[0];
+    act_start(block, w)[w + i] = base.i - 32 * half[1];
+}
+
+/* minsum of token i for 256 columns, whose blocks have these scales and sums of codes. */
+static inline void act_put_minsum(void *block, int i, int w, const float scale[8], const int sum[8])
+{
+    float largest = scale[0];
+    for (int s = 1; s < 8; s++)
+        largest = scale[s] > largest ? scale[s] : largest;
+    union {
+        float f;
+        uint32_t bits;
+    } unit = {largest / 8};
+    float inverse = 1 / unit.f, log2_unit = (float)((int)(unit.bits >> 23) - 127);
+    int16_t words[8];
+    for (int s = 0; s < 8; s++) { /* |sum| is at most 32 * 127 */
+        float v = (float)sum[s] * scale[s] * inverse;
+        words[s] = (int16_t)(v + (v < 0 ? -0.5f : 0.5f));
+    }
+    for (int pair = 0; pair < 4; pair++)
+        memcpy(&act_minsum((char *)block + pair * w * ACT_Q8_BLOCK, w)[i], words + 2 * pair, 4);
+    memcpy(&act_minsum((char *)block + ACT_MINSUM_UNIT * w * ACT_Q8_BLOCK, w)[i], &unit, 4);
+    memcpy(&act_minsum((char *)block + ACT_MINSUM_LOG2 * w * ACT_Q8_BLOCK, w)[i], &log2_unit, 4);
 }
 
 /* Bytes of scratch memory that every attention gets. */

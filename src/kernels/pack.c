@@ -197,19 +197,6 @@ void layout_unpack(const struct layout *l, const uint8_t *codes, uint8_t u[KERNE
         }
 }
 
-/* Scales of a super block that are not 0, see layout.h. */
-static void avoid_zero_scales(const struct layout *l, struct parts *p)
-{
-    bool all = (p->d & 0x7fff) == 0;
-    if (all)
-        p->d = 1; /* 2^-24 */
-    for (int g = 0; g < 256 / l->group; g++)
-        if (all || !p->sc[g]) {
-            p->sc[g] = 1;
-            memset(p->u + g * l->group, l->zero, (size_t)l->group);
-        }
-}
-
 /* Puts a taken-apart block of one row into the packed block `dst`. */
 static void put_parts(const struct layout *l, uint8_t *dst, int row, const struct parts *p)
 {
@@ -223,7 +210,7 @@ static void put_parts(const struct layout *l, uint8_t *dst, int row, const struc
     for (int g = 0; g < groups; g++) {
         next[32 * g + row] = p->sc[g];
         if (l->min)
-            next[32 * (groups + g) + row] = p->mn[g];
+            next[layout_mn_at(groups, g, row)] = p->mn[g];
     }
     uint8_t *codes = dst + layout_header_bytes(l);
     for (int s = 0; s < l->block / 32; s++)
@@ -292,8 +279,6 @@ void packed_fill(const struct packed_matrix *m, void *data, const void *rows, in
             for (int b = 0; b < m->n_cols / l.block; b++) {
                 struct parts p;
                 take(src + (size_t)b * info->block_bytes, &p);
-                if (layout_pow2(&l))
-                    avoid_zero_scales(&l, &p);
                 put_parts(&l, tile + (size_t)b * block_bytes, r, &p);
             }
         }
@@ -365,7 +350,7 @@ void packed_row(const struct packed_matrix *m, int row, float *out)
             if (l.super) {
                 d *= l.min ? (float)sc[32 * g + r] : (float)(int8_t)sc[32 * g + r];
                 if (l.min)
-                    min *= -(float)sc[32 * (groups + g) + r];
+                    min *= -(float)sc[layout_mn_at(groups, g, r)];
             }
             *out = d * (float)(u - l.zero) + min;
         }

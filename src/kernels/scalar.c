@@ -10,8 +10,8 @@
 /* --- activations --------------------------------------------------------------------------------
  */
 
-/* Token i of w, 32 columns from x. */
-static void quantise_32(enum act_type type, const float *x, uint8_t *block, int i, int w)
+/* Token i of w, 32 columns from x. Returns the sum of the codes. */
+static int quantise_32(enum act_type type, const float *x, uint8_t *block, int i, int w)
 {
     float max = 0;
     for (int c = 0; c < 32; c++)
@@ -25,11 +25,22 @@ static void quantise_32(enum act_type type, const float *x, uint8_t *block, int 
         q[(c / 4 * w + i) * 4 + c % 4] = (int8_t)v;
         half[c / 16] += v;
     }
-    act_scale(block)[i] = scale;
-    act_dsum(block, w)[i] = scale * (float)(half[0] + half[1]);
-    act_nsum(block, w)[i] = -(half[0] + half[1]);
-    act_nhalf(block, w)[i] = -half[0];
-    act_nhalf(block, w)[w + i] = -half[1];
+    act_put_sums(type, block, i, w, scale, half);
+    return half[0] + half[1];
+}
+
+/* Token i of w, up to 256 columns. */
+static void quantise(enum act_type type, const float *x, int n, uint8_t *block, int i, int w)
+{
+    float scale[8];
+    int sum[8];
+    for (int s = 0; s < n / 32; s++) {
+        uint8_t *at = block + s * ACT_Q8_BLOCK * w;
+        sum[s] = quantise_32(type, x + 32 * s, at, i, w);
+        scale[s] = act_scale(at)[i];
+    }
+    if (type == ACT_Q8_POW2 && n == 256)
+        act_put_minsum(block, i, w, scale, sum);
 }
 
 static void fill_group(const struct act *a, const float *x, size_t x_stride, int first, int w,
@@ -40,8 +51,8 @@ static void fill_group(const struct act *a, const float *x, size_t x_stride, int
     for (int i = 0; i < w; i++) {
         const float *row = x + (size_t)(first + i) * x_stride;
         if (a->type == ACT_Q8 || a->type == ACT_Q8_POW2) {
-            for (int c = begin; c < end; c += 32)
-                quantise_32(a->type, row + c, base + (size_t)(c / 32 * ACT_Q8_BLOCK * w), i, w);
+            quantise(a->type, row + begin, end - begin,
+                     base + (size_t)(begin / 32 * ACT_Q8_BLOCK * w), i, w);
         } else if (a->type == ACT_F32) {
             for (int c = begin; c < end; c++)
                 ((float *)base)[(size_t)c * (size_t)w + (size_t)i] = row[c];
@@ -86,10 +97,20 @@ static void scale_min(const struct layout *l, const uint8_t *block, int row, int
     *min = l->min ? half_at(block + 64, row) : 0;
     if (l->super && l->min) {
         *scale *= (float)sc[32 * g + row];
-        *min *= -(float)sc[32 * (256 / l->group + g) + row];
+        *min *= -(float)sc[layout_mn_at(256 / l->group, g, row)];
     } else if (l->super) {
         *scale *= (float)(int8_t)sc[32 * g + row];
     }
+}
+
+/* What the minimum of block s of 256 columns is multiplied with. x: the first of the blocks. */
+static float word_sum(uint8_t *x, int s, int i, int w)
+{
+    int16_t words[2];
+    float unit;
+    memcpy(words, &act_minsum(x + s / 2 * ACT_Q8_BLOCK * w, w)[i], sizeof words);
+    memcpy(&unit, &act_minsum(x + ACT_MINSUM_UNIT * ACT_Q8_BLOCK * w, w)[i], sizeof unit);
+    return (float)words[s % 2] * unit;
 }
 
 /* 32 columns (part s of a weight block) of one token. */
@@ -102,13 +123,17 @@ static void dot_32(const struct layout *l, const uint8_t *block, int s, uint8_t 
         for (int h = 0; h < per; h++) {
             float scale, min;
             scale_min(l, block, row, s * per + h, &scale, &min);
-            int n = per == 1 ? act_nsum(x, w)[i] : act_nhalf(x, w)[h * w + i];
-            int sum = n * l->zero;
-            for (int c = h * l->group; c < (h + 1) * l->group; c++)
-                sum += u[row][c] * q[(c / 4 * w + i) * 4 + c % 4];
-            sums[row] += (float)sum * scale * act_scale(x)[i];
-            if (l->min)
-                sums[row] += min * act_scale(x)[i] * (float)-n;
+            int dot = 0, sum = 0;
+            for (int c = h * l->group; c < (h + 1) * l->group; c++) {
+                int v = q[(c / 4 * w + i) * 4 + c % 4];
+                dot += (u[row][c] - l->zero) * v;
+                sum += v;
+            }
+            sums[row] += (float)dot * scale * act_scale(x)[i];
+            if (layout_word_mins(l))
+                sums[row] += min * word_sum(x - s * ACT_Q8_BLOCK * w, s, i, w);
+            else if (l->min)
+                sums[row] += min * act_scale(x)[i] * (float)sum;
         }
 }
 

@@ -7,9 +7,11 @@
  * loops whose bounds become constants disappear, which keeps arrays of vectors in registers. */
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL     _Pragma("clang loop unroll(full)")
+#define ONE_BY_ONE _Pragma("clang loop unroll(disable)")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL     _Pragma("GCC unroll 16")
+#define ONE_BY_ONE _Pragma("GCC unroll 1")
 #endif
 
 void avx2_matmul(const struct matmul *m, int tile_begin, int tile_end);

@@ -114,17 +114,28 @@ INLINE __m256 min_of(const struct layout l, const uint8_t *block, int g, int row
     __m256 m = load_half(block + 64 + 2 * row);
     if (!l.super)
         return m;
-    const uint8_t *mn = block + 128 + 32 * (256 / l.group) + 32 * g + row;
-    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)mn));
+    const uint8_t *mn = block + 128 + layout_mn_at(256 / l.group, g / 2 * 2, row);
+    __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)mn));
+    __m256i wide =
+        g % 2 ? _mm256_srli_epi32(pairs, 16) : _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff));
     return _mm256_mul_ps(m, _mm256_sub_ps(_mm256_setzero_ps(), _mm256_cvtepi32_ps(wide)));
+}
+
+/* -sum of the codes of 16 columns of token i, times 32. */
+INLINE int32_t nhalf32(const uint8_t *x, int part, int w, int i)
+{
+    int32_t base;
+    memcpy(&base, act_base((void *)x, w) + i, sizeof base);
+    return act_start((void *)x, w)[part * w + i] - base;
 }
 
 INLINE __m256i start_sum(const struct layout l, const uint8_t *x, int part, int w, int i)
 {
     if (!l.zero || is_signed(l))
         return _mm256_setzero_si256();
-    int32_t n = l.group == 32 ? act_nsum((void *)x, w)[i] : act_nhalf((void *)x, w)[part * w + i];
-    return _mm256_set1_epi32(n * l.zero);
+    if (l.group == 32)
+        return _mm256_set1_epi32(act_nsum((void *)x, w)[i] * l.zero);
+    return _mm256_set1_epi32(nhalf32(x, part, w, i) / (32 / l.zero));
 }
 
 /* Adds the products of four-column numbers c4 .. c4 + n - 1, which fit one 16-bit sum. */
@@ -182,16 +193,51 @@ INLINE void pass_32(const struct layout l, const struct pass *p, const uint8_t *
                 __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(scales + i));
                 acc[v][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[v][i]), both, acc[v][i]);
             }
-            if (!l.min)
+            if (!l.min || layout_word_mins(&l))
                 continue;
             __m256 min = min_of(l, block, g, row);
             UNROLL
             for (int i = 0; i < tokens; i++) {
-                float sum = act_dsum((void *)x, w)[p->i0 + i];
-                if (l.group == 16)
-                    sum = scales[i] * (float)-act_nhalf((void *)x, w)[part * w + p->i0 + i];
+                float sum = l.group == 32 ? act_dsum((void *)x, w)[p->i0 + i]
+                                          : scales[i] / -32 * (float)nhalf32(x, part, w, p->i0 + i);
                 acc[v][i] = _mm256_fmadd_ps(min, _mm256_set1_ps(sum), acc[v][i]);
             }
+        }
+    }
+}
+
+/* The minimums of a super block with groups of 32 columns, two groups in a product of 16-bit
+ * numbers. */
+INLINE void add_word_mins(const struct pass *p, const uint8_t *block, const uint8_t *x, int tokens,
+                          __m256 acc[2][CHUNK])
+{
+    const uint8_t *mn = block + 128 + layout_mn_at(8, 0, 16 * p->h);
+    int w = p->w;
+    __m256i isum[2][CHUNK];
+    UNROLL
+    for (int i = 0; i < tokens; i++)
+        isum[0][i] = isum[1][i] = _mm256_setzero_si256();
+    for (int pair = 0; pair < 4; pair++) {
+        const int32_t *sums = act_minsum((uint8_t *)x + pair * ACT_Q8_BLOCK * w, w) + p->i0;
+        UNROLL
+        for (int v = 0; v < 2; v++) {
+            const __m128i *at = (const __m128i *)(mn + 64 * pair + 16 * v);
+            __m256i u = _mm256_cvtepu8_epi16(_mm_loadu_si128(at));
+            UNROLL
+            for (int i = 0; i < tokens; i++)
+                isum[v][i] =
+                    _mm256_add_epi32(isum[v][i], _mm256_madd_epi16(u, _mm256_set1_epi32(sums[i])));
+        }
+    }
+    uint8_t *unit_block = (uint8_t *)x + ACT_MINSUM_UNIT * ACT_Q8_BLOCK * w;
+    const float *units = (const float *)act_minsum(unit_block, w) + p->i0;
+    UNROLL
+    for (int v = 0; v < 2; v++) {
+        __m256 min = load_half(block + 64 + 2 * (16 * p->h + 8 * v));
+        UNROLL
+        for (int i = 0; i < tokens; i++) {
+            __m256 both = _mm256_mul_ps(min, _mm256_broadcast_ss(units + i));
+            acc[v][i] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(isum[v][i]), both, acc[v][i]);
         }
     }
 }
@@ -223,6 +269,8 @@ INLINE void pass_q8(enum ttype type, int tokens, const struct pass *p)
         acc[0][i] = acc[1][i] = _mm256_setzero_ps();
     for (int b = 0; b < p->n_cols / l.block; b++, block += layout_block_bytes(&l)) {
         const uint8_t *codes = block + layout_header_bytes(&l);
+        if (layout_word_mins(&l))
+            add_word_mins(p, block, x, tokens, acc);
         for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
             fetch(&ahead);
             pass_32(l, p, block, codes, x, s, tokens, acc);

@@ -21,8 +21,8 @@ INLINE __m256i to_bytes(const __m256 x[4], __m256 inverse)
     return _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/* Token i of w, 32 columns from x. */
-INLINE void quantise_32(enum act_type type, const float *x, uint8_t *block, int i, int w)
+/* Token i of w, 32 columns from x. Returns the sum of the codes. */
+INLINE int quantise_32(enum act_type type, const float *x, uint8_t *block, int i, int w)
 {
     __m256 v[4], max = _mm256_setzero_ps();
     for (int j = 0; j < 4; j++) {
@@ -35,26 +35,46 @@ INLINE void quantise_32(enum act_type type, const float *x, uint8_t *block, int 
         _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
     sums = _mm256_hadd_epi32(sums, sums);
     sums = _mm256_hadd_epi32(sums, sums);
-    int32_t lo = _mm256_extract_epi32(sums, 0), hi = _mm256_extract_epi32(sums, 4), fours[8];
+    int half[2] = {_mm256_extract_epi32(sums, 0), _mm256_extract_epi32(sums, 4)};
+    int32_t fours[8];
     _mm256_storeu_si256((__m256i *)fours, q);
     int8_t *codes = act_codes(block, w) + 4 * i;
     for (int c4 = 0; c4 < 8; c4++)
         memcpy(codes + 4 * w * c4, &fours[c4], 4);
-    act_scale(block)[i] = scale;
-    act_dsum(block, w)[i] = scale * (float)(lo + hi);
-    act_nsum(block, w)[i] = -(lo + hi);
-    act_nhalf(block, w)[i] = -lo;
-    act_nhalf(block, w)[w + i] = -hi;
+    act_put_sums(type, block, i, w, scale, half);
+    return half[0] + half[1];
+}
+
+/* Columns [begin, end), at most 256 of them. */
+INLINE void fill_8_bits(enum act_type type, const struct act *a, const float *x, size_t x_stride,
+                        int first, int w, int begin, int end)
+{
+    uint8_t *block = (uint8_t *)a->data + act_bytes(type, a->n_cols, first) +
+                     (size_t)(begin / 32 * ACT_Q8_BLOCK * w);
+    for (int i = 0; i < w; i++) {
+        const float *row = x + (size_t)(first + i) * x_stride + begin;
+        float scale[8];
+        int sum[8];
+        for (int s = 0; s < (end - begin) / 32; s++) {
+            uint8_t *at = block + s * ACT_Q8_BLOCK * w;
+            sum[s] = quantise_32(type, row + 32 * s, at, i, w);
+            scale[s] = act_scale(at)[i];
+        }
+        if (type == ACT_Q8_POW2 && end - begin == 256)
+            act_put_minsum(block, i, w, scale, sum);
+    }
 }
 
 static void fill_q8(const struct act *a, const float *x, size_t x_stride, int first, int w,
                     int begin, int end)
 {
-    uint8_t *base = (uint8_t *)a->data + act_bytes(a->type, a->n_cols, first);
-    for (int i = 0; i < w; i++)
-        for (int c = begin; c < end; c += 32)
-            quantise_32(a->type, x + (size_t)(first + i) * x_stride + c,
-                        base + (size_t)(c / 32 * ACT_Q8_BLOCK * w), i, w);
+    fill_8_bits(ACT_Q8, a, x, x_stride, first, w, begin, end);
+}
+
+static void fill_pow2(const struct act *a, const float *x, size_t x_stride, int first, int w,
+                      int begin, int end)
+{
+    fill_8_bits(ACT_Q8_POW2, a, x, x_stride, first, w, begin, end);
 }
 
 static void fill_f32(const struct act *a, const float *x, size_t x_stride, int first, int w,
@@ -81,8 +101,11 @@ static void fill_bf16(const struct act *a, const float *x, size_t x_stride, int 
 void avx2_act_fill(const struct act *a, const float *x, size_t x_stride, int ith, int nth)
 {
     enum { UNIT = 256 };
-    static void (*const fill[])(const struct act *, const float *, size_t, int, int, int, int) = {
-        [ACT_Q8] = fill_q8, [ACT_Q8_POW2] = fill_q8, [ACT_F32] = fill_f32, [ACT_BF16] = fill_bf16};
+    static void (*const fill[])(const struct act *, const float *, size_t, int, int, int,
+                                int) = {[ACT_Q8] = fill_q8,
+                                        [ACT_Q8_POW2] = fill_pow2,
+                                        [ACT_F32] = fill_f32,
+                                        [ACT_BF16] = fill_bf16};
     int groups = act_groups(a->n_tokens), units = (a->n_cols + UNIT - 1) / UNIT;
     int last = (int)((int64_t)groups * units * (ith + 1) / nth);
     for (int u = (int)((int64_t)groups * units * ith / nth); u < last; u++) {

@@ -92,8 +92,10 @@ INLINE __m512 min_of(const struct layout l, const uint8_t *block, int g, int h)
     __m512 m = load_half(block + 64 + 32 * h);
     if (!l.super)
         return m;
-    const uint8_t *mn = block + 128 + 32 * (256 / l.group) + 32 * g + 16 * h;
-    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)mn));
+    const uint8_t *mn = block + 128 + layout_mn_at(256 / l.group, g / 2 * 2, 16 * h);
+    __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)mn));
+    __m512i wide =
+        g % 2 ? _mm512_srli_epi32(pairs, 16) : _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff));
     return _mm512_mul_ps(m, _mm512_sub_ps(_mm512_setzero_ps(), _mm512_cvtepi32_ps(wide)));
 }
 
@@ -102,28 +104,40 @@ INLINE int log2_of(int power)
     return __builtin_ctz((unsigned)power);
 }
 
-/* Starts the integer sums of columns [16 * part, ...) at -zero * sum(q). */
-INLINE void start_sums(const struct layout l, const uint8_t *x, int part, int w, __m512i isum[2][6])
-{
-    const int32_t *n = l.group == 32 ? act_nsum((void *)x, w) : act_nhalf((void *)x, w) + part * w;
-    UNROLL
-    for (int i = 0; i < w; i++) {
-        __m512i v = _mm512_setzero_si512();
-        if (l.zero)
-            v = _mm512_slli_epi32(_mm512_set1_epi32(n[i]), (unsigned)log2_of(l.zero));
-        isum[0][i] = v;
-        isum[1][i] = v;
-    }
-}
-
-/* Scale of weights times scale of activations: for powers of two, their exponents add up. */
-INLINE __m512 times_act(const struct layout l, __m512 scale, const float *act)
+/* Where the integer sum of columns [16 * part, ...) of token i begins: -zero * sum(q), which for
+ * activations of ACT_Q8_POW2 counts from the bits of base. */
+INLINE __m512i start_of(const struct layout l, const uint8_t *x, int part, int w, int i)
 {
     if (!layout_pow2(&l))
-        return _mm512_mul_ps(scale, _mm512_set1_ps(*act));
-    __m512i power = broadcast4((const int8_t *)act), one = _mm512_set1_epi32(0x3f800000);
-    __m512i based = _mm512_sub_epi32(_mm512_castps_si512(scale), one);
-    return _mm512_castsi512_ps(_mm512_add_epi32(based, power));
+        return l.zero ? _mm512_slli_epi32(_mm512_set1_epi32(act_nsum((void *)x, w)[i]),
+                                          (unsigned)log2_of(l.zero))
+                      : _mm512_setzero_si512();
+    __m512i base = broadcast4((const int8_t *)(act_base((void *)x, w) + i));
+    if (!l.zero)
+        return base;
+    __m512i start = _mm512_set1_epi32(act_start((void *)x, w)[part * w + i]);
+    if (l.zero == 32)
+        return start;
+    start = _mm512_srai_epi32(_mm512_sub_epi32(start, base), 5 - (unsigned)log2_of(l.zero));
+    return _mm512_add_epi32(start, base);
+}
+
+/* What the sum of token i stands for, its scale included where that is a power of two. */
+INLINE __m512 sum_of(const struct layout l, const uint8_t *x, int w, int i, __m512i isum)
+{
+    if (!layout_pow2(&l))
+        return _mm512_cvtepi32_ps(isum);
+    return _mm512_sub_ps(_mm512_castsi512_ps(isum), _mm512_set1_ps(act_base((void *)x, w)[i]));
+}
+
+/* Sum of the activations of a group of columns, times the token's scale. */
+INLINE float act_sum(const struct layout l, const uint8_t *x, int part, int w, int i)
+{
+    if (l.group == 32)
+        return act_dsum((void *)x, w)[i];
+    float start;
+    memcpy(&start, act_start((void *)x, w) + part * w + i, sizeof start);
+    return (act_base((void *)x, w)[i] - start) / 32;
 }
 
 INLINE void add_sums(const struct layout l, const uint8_t *block, const uint8_t *x, int g, int part,
@@ -134,18 +148,59 @@ INLINE void add_sums(const struct layout l, const uint8_t *block, const uint8_t 
         __m512 scale = scale_of(l, block, g, h);
         UNROLL
         for (int i = 0; i < w; i++) {
-            __m512 both = times_act(l, scale, act_scale((void *)x) + i);
-            acc[h][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[h][i]), both, acc[h][i]);
+            __m512 both = scale;
+            if (!layout_pow2(&l))
+                both = _mm512_mul_ps(scale, _mm512_set1_ps(act_scale((void *)x)[i]));
+            acc[h][i] = _mm512_fmadd_ps(sum_of(l, x, w, i, isum[h][i]), both, acc[h][i]);
         }
-        if (!l.min)
+        if (!l.min || layout_word_mins(&l))
             continue;
         __m512 min = min_of(l, block, g, h);
         UNROLL
+        for (int i = 0; i < w; i++)
+            acc[h][i] = _mm512_fmadd_ps(min, _mm512_set1_ps(act_sum(l, x, part, w, i)), acc[h][i]);
+    }
+}
+
+INLINE __m512i dot2(__m512i sum, __m512i u, __m512i q)
+{
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(q));
+    return sum;
+}
+
+/* The minimums of a super block with groups of 32 columns, two groups in a product of 16-bit
+ * numbers. */
+INLINE void add_word_mins(const uint8_t *block, const uint8_t *x, int w, __m512 acc[2][6])
+{
+    const uint8_t *mn = block + 128 + layout_mn_at(8, 0, 0);
+    const int32_t *log2_unit = act_minsum((uint8_t *)x + ACT_MINSUM_LOG2 * ACT_Q8_BLOCK * w, w);
+    __m512i isum[2][6];
+    UNROLL
+    for (int i = 0; i < w; i++)
+        isum[0][i] = isum[1][i] = _mm512_setzero_si512();
+    ONE_BY_ONE /* unrolled, gcc mixes the steps and runs out of registers */
+        for (int pair = 0; pair < 4; pair++)
+    {
+        const int32_t *sums = act_minsum((uint8_t *)x + pair * ACT_Q8_BLOCK * w, w);
+        __m256i low = _mm256_loadu_si256((const __m256i *)(mn + 64 * pair));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(mn + 64 * pair + 32));
+        __m512i u0 = _mm512_cvtepu8_epi16(low), u1 = _mm512_cvtepu8_epi16(high);
+        UNROLL
         for (int i = 0; i < w; i++) {
-            float sum = act_dsum((void *)x, w)[i];
-            if (l.group == 16)
-                sum = act_scale((void *)x)[i] * (float)-act_nhalf((void *)x, w)[part * w + i];
-            acc[h][i] = _mm512_fmadd_ps(min, _mm512_set1_ps(sum), acc[h][i]);
+            __m512i v = _mm512_set1_epi32(sums[i]);
+            isum[0][i] = dot2(isum[0][i], u0, v);
+            isum[1][i] = dot2(isum[1][i], u1, v);
+        }
+    }
+    UNROLL
+    for (int h = 0; h < 2; h++) {
+        __m512 min = load_half(block + 64 + 32 * h);
+        UNROLL
+        for (int i = 0; i < w; i++) {
+            /* unlike a product, this leaves the units of the dot products alone */
+            __m512 log2 = _mm512_castsi512_ps(_mm512_set1_epi32(log2_unit[i]));
+            __m512 both = _mm512_scalef_ps(min, log2);
+            acc[h][i] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(isum[h][i]), both, acc[h][i]);
         }
     }
 }
@@ -159,7 +214,9 @@ INLINE void pass_32(const struct layout l, const uint8_t *block, const uint8_t *
     UNROLL
     for (int part = 0; part < parts; part++) {
         __m512i isum[2][6];
-        start_sums(l, x, part, w, isum);
+        UNROLL
+        for (int i = 0; i < w; i++)
+            isum[0][i] = isum[1][i] = start_of(l, x, part, w, i);
         UNROLL
         for (int c4 = 8 / parts * part; c4 < 8 / parts * (part + 1); c4++) {
             __m512i u0 = table_of(l, codes_of(l, codes, c4, 0));
@@ -200,6 +257,8 @@ INLINE void pass_q8(enum ttype type, int w, const uint8_t *tile, const uint8_t *
         acc[0][i] = acc[1][i] = _mm512_setzero_ps();
     for (int b = 0; b < n_cols / l.block; b++, tile += layout_block_bytes(&l)) {
         const uint8_t *codes = tile + layout_header_bytes(&l);
+        if (layout_word_mins(&l))
+            add_word_mins(tile, x, w, acc);
         for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
             fetch(ahead, ahead_step);
             pass_32(l, tile, codes, x, s, w, acc);

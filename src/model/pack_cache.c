@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "model/pack_cache.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -14,6 +15,7 @@
 
 #include "base/buf.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "base/mem.h"
 
 enum { DATA_ALIGN = 4096, WRITE_BYTES = 64 << 20 };
@@ -45,13 +47,20 @@ struct table {
     size_t bytes;
 };
 
+static char *model_name(const uint8_t fingerprint[32])
+{
+    struct buf b = {0};
+    for (int i = 0; i < 16; i++)
+        buf_addf(&b, "%02x", fingerprint[i]);
+    return buf_take(&b);
+}
+
 static char *file_name(const char *dir, const uint8_t fingerprint[32], const char *suffix)
 {
     struct buf b = {0};
-    buf_addf(&b, "%s/", dir);
-    for (int i = 0; i < 16; i++)
-        buf_addf(&b, "%02x", fingerprint[i]);
-    buf_addf(&b, "-%d.tpk%s", KERNEL_LAYOUT, suffix);
+    char *model = model_name(fingerprint);
+    buf_addf(&b, "%s/%s-%d.tpk%s", dir, model, KERNEL_LAYOUT, suffix);
+    free(model);
     return buf_take(&b);
 }
 
@@ -221,6 +230,32 @@ static void sync_dir(const char *dir)
     }
 }
 
+/* Whether the file is one of this model in an older layout, whole or left half written. */
+static bool is_outdated(const char *name, const char *model)
+{
+    size_t n = strlen(model);
+    if (strncmp(name, model, n) || name[n] != '-')
+        return false;
+    char *end;
+    long layout = strtol(name + n + 1, &end, 10);
+    return end > name + n + 1 && layout < KERNEL_LAYOUT && !strncmp(end, ".tpk", 4);
+}
+
+static void remove_outdated(const char *dir, const uint8_t fingerprint[32])
+{
+    char *model = model_name(fingerprint);
+    DIR *d = opendir(dir);
+    for (struct dirent *file; d && (file = readdir(d));)
+        if (is_outdated(file->d_name, model)) {
+            int rc = unlinkat(dirfd(d), file->d_name, 0);
+            log_info("model", "%s/%s is of an older layout: %s", dir, file->d_name,
+                     rc ? strerror(errno) : "removed");
+        }
+    if (d)
+        closedir(d);
+    free(model);
+}
+
 int pack_cache_write(const struct weights *w, const char *dir, const uint8_t fingerprint[32],
                      struct pool *pool, struct err *e)
 {
@@ -237,10 +272,12 @@ int pack_cache_write(const struct weights *w, const char *dir, const uint8_t fin
         rc = err_set(e, ERR_IO, "writing %s: %s", path, strerror(errno));
     if (!rc && rename(temp, path))
         rc = err_set(e, ERR_IO, "renaming %s: %s", temp, strerror(errno));
-    if (!rc)
+    if (!rc) {
+        remove_outdated(dir, fingerprint);
         sync_dir(dir);
-    else if (fd >= 0)
+    } else if (fd >= 0) {
         unlink(temp);
+    }
     free(sums);
     free(t.head);
     free(path);

@@ -18,6 +18,6 @@
 int pack_cache_open(struct weights *w, const char *dir, const uint8_t fingerprint[32],
                     struct pool *pool, struct err *e);
 
-/* Writes w->memory. ERR_IO leaves no file. */
+/* Writes w->memory, then removes files of this model in older layouts. ERR_IO leaves no file. */
 int pack_cache_write(const struct weights *w, const char *dir, const uint8_t fingerprint[32],
                      struct pool *pool, struct err *e);

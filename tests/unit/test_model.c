@@ -125,12 +125,13 @@ static double error_of(const char *arch, const char *quant, struct model_opts o,
 }
 
 /* The bounds: float weights leave the rounding of the f16 cache; bf16 weights round their input to
- * 8 bits of fraction; quantised weights round it to 8-bit integers, once for each product. */
+ * 8 bits of fraction; quantised weights round it to 8-bit integers, once for each product. The last
+ * wanders by 3 % with the order of sums alone: 0.058 to 0.061 for the worst type. */
 static double bound_of(const char *quant)
 {
     if (!strcmp(quant, "f32") || !strcmp(quant, "f16"))
         return 0.002;
-    return strcmp(quant, "bf16") ? 0.06 : 0.015;
+    return strcmp(quant, "bf16") ? 0.065 : 0.015;
 }
 
 static void test_every_type(void **state)
@@ -414,6 +415,26 @@ static void test_packed_file(void **state)
         assert_memory_equal(got, want, sizeof want);
         assert_int_equal(only_file(dir, path, sizeof path), size);
     }
+    /* Written anew, files of older layouts of the same model go, those of others stay. */
+    char old[256], newer[256], other[256], name[256];
+    int prefix = (int)(strrchr(path, '-') - path);
+    snprintf(name, sizeof name, "%s", path);
+    snprintf(old, sizeof old, "%.*s-1.tpk", prefix, path);
+    snprintf(newer, sizeof newer, "%.*s-1000.tpk", prefix, path);
+    snprintf(other, sizeof other, "%s/0123-1.tpk", dir);
+    const char *const stale[] = {old, newer, other};
+    for (size_t i = 0; i < ARRAY_LEN(stale); i++) {
+        FILE *f = fopen(stale[i], "we");
+        assert_non_null(f);
+        fclose(f);
+    }
+    damage(path, 9);
+    logits_of(g, pool, dir, got);
+    assert_int_equal(access(old, F_OK), -1);
+    assert_int_equal(unlink(newer), 0);
+    assert_int_equal(unlink(other), 0);
+    assert_int_equal(only_file(dir, path, sizeof path), size);
+    assert_string_equal(path, name);
     logits_of(g, pool, path, got); /* not a directory */
     assert_memory_equal(got, want, sizeof want);
     unlink(path);
