@@ -1,72 +1,9 @@
-#define _GNU_SOURCE
-#include "engine/engine.h"
-
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "base/clock.h"
-#include "base/log.h"
-#include "base/map.h"
 #include "base/mem.h"
-#include "engine/blocks.h"
 #include "engine/draft.h"
-#include "engine/sampler.h"
-#include "engine/sched.h"
-#include "engine/seq.h"
-
-enum { DEFAULT_RUNNING = 64, DEFAULT_QUEUE = 1024, DEFAULT_STEP_MS = 150 };
-enum { DEFAULT_STEP_DEADLINE_MS = 60000, DEFAULT_SPEC_TOKENS = 6 };
-
-enum command_kind { COMMAND_CANCEL, COMMAND_PAUSE, COMMAND_RESUME, COMMAND_UNPIN, COMMAND_FORGET };
-
-struct command {
-    enum command_kind kind;
-    uint64_t id;
-    char *salt; /* COMMAND_FORGET: NULL is all */
-};
-
-/* What other threads hand in, taken by the engine thread in one go. Guarded by engine.lock. */
-struct inbox {
-    struct seq *first, *last;
-    int n_seqs;
-    struct command *commands;
-    int n_commands, cap_commands;
-};
-
-struct engine {
-    struct engine_opts o;
-    struct seq_limits limits;
-    int32_t *eog; /* ids that end a generation */
-    int n_eog;
-
-    /* the engine thread's own */
-    struct blocks blocks;
-    struct sched sched;
-    struct sampler sampler;
-    struct seq *seqs; /* every sequence that was taken in and is not over */
-    struct map by_id;
-    struct batch_seq *batch; /* [max_running] */
-    float *logits;
-    int n_rows; /* of n_vocab floats in logits */
-    struct token_logprob logprobs[21];
-    int32_t *banned; /* scratch of sample */
-    int cap_banned;
-    struct engine_event *events, **events_end;
-    struct engine_stats count; /* the counters; snapshot is what others see */
-
-    pthread_t thread;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    struct inbox inbox;
-    bool closing;
-    uint64_t last_id;
-    int pin_room; /* blocks that may still be promised to pins */
-    struct engine_stats snapshot;
-    atomic_int n_queued;          /* submitted and not in a step yet */
-    atomic_llong step_started_ms; /* 0: between steps */
-};
+#include "engine/inside.h"
 
 static struct seq *seq_of(struct sched_item *item)
 {
@@ -110,7 +47,7 @@ static void drop(void *ctx, struct sched_item *item)
     blocks_drop(&((struct engine *)ctx)->blocks, seq_of(item));
 }
 
-static const struct sched_ops block_ops = {
+const struct sched_ops engine_block_ops = {
     .admit = admit, .catch_up = catch_up, .grow = grow, .drop = drop};
 
 /* The life of a sequence on the engine thread. */
@@ -209,7 +146,7 @@ static void obey(struct engine *g, const struct command *c)
         q->item.paused = c->kind == COMMAND_PAUSE;
 }
 
-static void drain_inbox(struct engine *g)
+void engine_drain_inbox(struct engine *g)
 {
     pthread_mutex_lock(&g->lock);
     struct inbox in = g->inbox;
@@ -398,7 +335,7 @@ static void run_batch(struct engine *g)
     g->count.last_step_tokens = g->sched.n_plan_tokens;
 }
 
-static void publish_stats(struct engine *g)
+void engine_publish_stats(struct engine *g)
 {
     struct engine_stats s = g->count;
     s.running = g->sched.running.n;
@@ -427,7 +364,7 @@ static bool deliver(struct engine *g)
     return list != NULL;
 }
 
-static void check_accounts(const struct engine *g)
+void engine_check_accounts(const struct engine *g)
 {
     struct err e = {0};
     if (!blocks_check(&g->blocks, g->seqs, &e) || !sched_check(&g->sched, &e))
@@ -436,308 +373,24 @@ static void check_accounts(const struct engine *g)
 
 bool engine_step(struct engine *g)
 {
-    drain_inbox(g);
+    engine_drain_inbox(g);
     end_expired(g);
     schedule(g);
     int n = g->sched.n_plan;
     if (n)
         run_batch(g);
     if (g->o.check)
-        check_accounts(g);
-    publish_stats(g);
+        engine_check_accounts(g);
+    engine_publish_stats(g);
     return deliver(g) || n;
 }
 
-/* The thread. */
-
-static int64_t next_deadline(const struct engine *g)
+void engine_end_all(struct engine *g)
 {
-    int64_t next = INT64_MAX;
-    for (const struct seq *q = g->seqs; q; q = q->next)
-        if (q->deadline_ms && q->deadline_ms < next)
-            next = q->deadline_ms;
-    return next;
-}
-
-/* Sleeps until something is handed in or a deadline passes. */
-static void wait_for_work(struct engine *g)
-{
-    if (!g->seqs)
-        check_accounts(g); /* nobody waits for it now */
-    int64_t at = next_deadline(g);
-    struct timespec until = {.tv_sec = at / 1000, .tv_nsec = at % 1000 * 1000000};
-    int rc = 0;
-    pthread_mutex_lock(&g->lock);
-    while (!g->closing && !g->inbox.first && !g->inbox.n_commands && !rc)
-        rc = at == INT64_MAX ? pthread_cond_wait(&g->wake, &g->lock)
-                             : pthread_cond_timedwait(&g->wake, &g->lock, &until);
-    pthread_mutex_unlock(&g->lock);
-}
-
-static bool is_closing(struct engine *g)
-{
-    pthread_mutex_lock(&g->lock);
-    bool closing = g->closing;
-    pthread_mutex_unlock(&g->lock);
-    return closing;
-}
-
-static void end_all(struct engine *g)
-{
-    drain_inbox(g);
+    engine_drain_inbox(g);
     while (g->seqs)
         end(g, g->seqs, FINISH_CANCEL);
-    check_accounts(g);
-    publish_stats(g);
+    engine_check_accounts(g);
+    engine_publish_stats(g);
     deliver(g);
-}
-
-static void *run(void *arg)
-{
-    struct engine *g = arg;
-    while (!is_closing(g))
-        if (!engine_step(g))
-            wait_for_work(g);
-    end_all(g);
-    return NULL;
-}
-
-/* Making and ending. */
-
-static int check_opts(const struct engine_opts *o, struct err *e)
-{
-    const struct engine_model *m = &o->model;
-    if (m->n_vocab < 1 || m->n_blocks < 1 || m->n_ctx < 2 || m->max_batch_tokens < 1)
-        return err_set(e, ERR_INVALID,
-                       "the model needs a vocabulary (%d), KV blocks (%d), a context (%d) and a "
-                       "batch size (%d)",
-                       m->n_vocab, m->n_blocks, m->n_ctx, m->max_batch_tokens);
-    if (tokenizer_n_vocab(o->tokenizer) > m->n_vocab)
-        log_warn("engine", "the tokenizer has %d tokens, the model %d",
-                 tokenizer_n_vocab(o->tokenizer), m->n_vocab);
-    return 0;
-}
-
-static int64_t machine_now_ns(void *arg)
-{
-    return clock_ns();
-}
-
-static void set_defaults(struct engine_opts *o)
-{
-    if (o->max_running < 1)
-        o->max_running = DEFAULT_RUNNING;
-    if (o->max_running > o->model.max_batch_tokens)
-        o->max_running = o->model.max_batch_tokens;
-    if (o->max_queue < 1)
-        o->max_queue = DEFAULT_QUEUE;
-    if (o->step_ms < 1)
-        o->step_ms = DEFAULT_STEP_MS;
-    if (!o->prefix_cache || o->max_pinned_blocks < 0)
-        o->max_pinned_blocks = 0;
-    if (o->max_pinned_blocks >= o->model.n_blocks)
-        o->max_pinned_blocks = o->model.n_blocks - 1;
-#ifndef __OPTIMIZE__
-    o->check = true; /* a debug build */
-#endif
-    if (o->spec_tokens < 1)
-        o->spec_tokens = DEFAULT_SPEC_TOKENS;
-    if (o->spec_tokens > o->model.max_batch_tokens)
-        o->spec_tokens = o->model.max_batch_tokens;
-    if (!o->now_ns)
-        o->now_ns = machine_now_ns;
-    if (o->step_deadline_ms < 1)
-        o->step_deadline_ms = DEFAULT_STEP_DEADLINE_MS;
-}
-
-static void list_eog(struct engine *g)
-{
-    int n = tokenizer_n_vocab(g->o.tokenizer);
-    n = n < g->limits.n_vocab ? n : g->limits.n_vocab;
-    for (int pass = 0; pass < 2; pass++) {
-        g->n_eog = 0;
-        for (int32_t id = 0; id < n; id++)
-            if (tokenizer_is_eog(g->o.tokenizer, id)) {
-                if (pass)
-                    g->eog[g->n_eog] = id;
-                g->n_eog++;
-            }
-        if (!pass)
-            g->eog = xcalloc((size_t)g->n_eog + 1, sizeof *g->eog);
-    }
-}
-
-static void init_sync(struct engine *g)
-{
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&g->wake, &attr);
-    pthread_condattr_destroy(&attr);
-    pthread_mutex_init(&g->lock, NULL);
-}
-
-static void release(struct engine *g)
-{
-    sched_release(&g->sched);
-    blocks_release(&g->blocks);
-    sampler_release(&g->sampler);
-    map_release(&g->by_id);
-    for (int i = 0; i < g->inbox.n_commands; i++)
-        free(g->inbox.commands[i].salt); /* came while the last events were told */
-    free(g->inbox.commands);
-    free(g->eog);
-    free(g->batch);
-    free(g->logits);
-    free(g->banned);
-    pthread_cond_destroy(&g->wake);
-    pthread_mutex_destroy(&g->lock);
-    free(g);
-}
-
-int engine_new(struct engine **out, const struct engine_opts *o, struct err *e)
-{
-    int rc = check_opts(o, e);
-    if (rc)
-        return rc;
-    struct engine *g = xcalloc(1, sizeof *g);
-    g->o = *o;
-    set_defaults(&g->o);
-    const struct engine_model *m = &g->o.model;
-    /* pins never make a request that was taken impossible */
-    int64_t positions = (int64_t)(m->n_blocks - g->o.max_pinned_blocks) * KV_BLOCK_TOKENS;
-    g->pin_room = g->o.max_pinned_blocks;
-    g->limits = (struct seq_limits){.n_vocab = m->n_vocab,
-                                    .n_ctx = positions < m->n_ctx ? (int)positions : m->n_ctx};
-    g->events_end = &g->events;
-    blocks_init(&g->blocks, m, g->o.prefix_cache);
-    sched_init(&g->sched, &block_ops, g, g->o.max_running, m->max_batch_tokens, g->o.step_ms);
-    g->sched.spec_tokens = g->o.spec_tokens;
-    sampler_init(&g->sampler, m->n_vocab);
-    g->batch = xcalloc((size_t)g->o.max_running, sizeof *g->batch);
-    list_eog(g);
-    init_sync(g);
-    publish_stats(g);
-    if (!g->o.manual && pthread_create(&g->thread, NULL, run, g)) {
-        release(g);
-        return err_set(e, ERR_LIMIT, "the system gives no more threads");
-    }
-    *out = g;
-    return 0;
-}
-
-void engine_free(struct engine *g)
-{
-    if (!g)
-        return;
-    pthread_mutex_lock(&g->lock);
-    g->closing = true;
-    pthread_cond_signal(&g->wake);
-    pthread_mutex_unlock(&g->lock);
-    if (g->o.manual)
-        end_all(g);
-    else
-        pthread_join(g->thread, NULL);
-    release(g);
-}
-
-/* From any thread. */
-
-/* Under the lock: whether the request may come in; takes the room of its pin. */
-static int let_in(struct engine *g, const struct seq *q, struct err *e)
-{
-    int n_pin = q->pin ? kv_blocks_for(&g->blocks.kv, q->n_prompt) : 0;
-    if (g->closing)
-        return err_set(e, ERR_CANCELED, "the engine is being closed");
-    if (atomic_load(&g->n_queued) >= g->o.max_queue)
-        return err_set(e, ERR_BUSY, "%d requests are waiting already: try again later",
-                       g->o.max_queue);
-    if (n_pin > g->pin_room)
-        return err_set(e, ERR_LIMIT,
-                       "pinning the prompt needs %d KV blocks, %d of %d are left for pins", n_pin,
-                       g->pin_room, g->o.max_pinned_blocks);
-    g->pin_room -= n_pin;
-    return 0;
-}
-
-int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id, struct err *e)
-{
-    struct seq *q;
-    int rc = seq_new(&q, r, &g->limits, e);
-    if (rc)
-        return rc;
-    /* an answer that goes on with ordinary text keeps its leading space */
-    q->stream.in_text = !tokenizer_is_special(g->o.tokenizer, r->prompt[r->n_prompt - 1]);
-    pthread_mutex_lock(&g->lock);
-    rc = let_in(g, q, e);
-    if (!rc) {
-        atomic_fetch_add(&g->n_queued, 1);
-        *id = q->id = ++g->last_id;
-        *(g->inbox.last ? &g->inbox.last->next : &g->inbox.first) = q;
-        g->inbox.last = q;
-        g->inbox.n_seqs++;
-        pthread_cond_signal(&g->wake);
-    }
-    pthread_mutex_unlock(&g->lock);
-    if (rc)
-        seq_free(q);
-    return rc;
-}
-
-static void command(struct engine *g, struct command c)
-{
-    pthread_mutex_lock(&g->lock);
-    struct inbox *in = &g->inbox;
-    if (in->n_commands == in->cap_commands) {
-        in->cap_commands = in->cap_commands ? in->cap_commands * 2 : 8;
-        in->commands = xrealloc(in->commands, (size_t)in->cap_commands * sizeof *in->commands);
-    }
-    in->commands[in->n_commands++] = c;
-    pthread_cond_signal(&g->wake);
-    pthread_mutex_unlock(&g->lock);
-}
-
-void engine_cancel(struct engine *g, uint64_t id)
-{
-    command(g, (struct command){.kind = COMMAND_CANCEL, .id = id});
-}
-
-void engine_pause(struct engine *g, uint64_t id, bool paused)
-{
-    command(g, (struct command){.kind = paused ? COMMAND_PAUSE : COMMAND_RESUME, .id = id});
-}
-
-void engine_unpin(struct engine *g, uint64_t id)
-{
-    command(g, (struct command){.kind = COMMAND_UNPIN, .id = id});
-}
-
-void engine_forget(struct engine *g, const char *cache_salt)
-{
-    command(
-        g, (struct command){.kind = COMMAND_FORGET, .salt = xstrdup(cache_salt ? cache_salt : "")});
-}
-
-void engine_forget_all(struct engine *g)
-{
-    command(g, (struct command){.kind = COMMAND_FORGET});
-}
-
-void engine_get_stats(struct engine *g, struct engine_stats *out)
-{
-    pthread_mutex_lock(&g->lock);
-    *out = g->snapshot;
-    out->waiting += g->inbox.n_seqs;
-    pthread_mutex_unlock(&g->lock);
-}
-
-bool engine_health(struct engine *g, struct err *e)
-{
-    int64_t started = atomic_load(&g->step_started_ms);
-    int64_t running = started ? clock_ms() - started : 0;
-    if (running <= g->o.step_deadline_ms)
-        return true;
-    err_set(e, ERR_TIMEOUT, "a step has been running for %lld ms, the limit is %lld ms",
-            (long long)running, (long long)g->o.step_deadline_ms);
-    return false;
 }

@@ -1,0 +1,104 @@
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/inside.h"
+
+/* Under the lock: whether the request may come in; takes the room of its pin. */
+static int let_in(struct engine *g, const struct seq *q, struct err *e)
+{
+    int n_pin = q->pin ? kv_blocks_for(&g->blocks.kv, q->n_prompt) : 0;
+    if (g->closing)
+        return err_set(e, ERR_CANCELED, "the engine is being closed");
+    if (atomic_load(&g->n_queued) >= g->o.max_queue)
+        return err_set(e, ERR_BUSY, "%d requests are waiting already: try again later",
+                       g->o.max_queue);
+    if (n_pin > g->pin_room)
+        return err_set(e, ERR_LIMIT,
+                       "pinning the prompt needs %d KV blocks, %d of %d are left for pins", n_pin,
+                       g->pin_room, g->o.max_pinned_blocks);
+    g->pin_room -= n_pin;
+    return 0;
+}
+
+int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id, struct err *e)
+{
+    struct seq *q;
+    int rc = seq_new(&q, r, &g->limits, e);
+    if (rc)
+        return rc;
+    /* an answer that goes on with ordinary text keeps its leading space */
+    q->stream.in_text = !tokenizer_is_special(g->o.tokenizer, r->prompt[r->n_prompt - 1]);
+    pthread_mutex_lock(&g->lock);
+    rc = let_in(g, q, e);
+    if (!rc) {
+        atomic_fetch_add(&g->n_queued, 1);
+        *id = q->id = ++g->last_id;
+        *(g->inbox.last ? &g->inbox.last->next : &g->inbox.first) = q;
+        g->inbox.last = q;
+        g->inbox.n_seqs++;
+        pthread_cond_signal(&g->wake);
+    }
+    pthread_mutex_unlock(&g->lock);
+    if (rc)
+        seq_free(q);
+    return rc;
+}
+
+static void command(struct engine *g, struct command c)
+{
+    pthread_mutex_lock(&g->lock);
+    struct inbox *in = &g->inbox;
+    if (in->n_commands == in->cap_commands) {
+        in->cap_commands = in->cap_commands ? in->cap_commands * 2 : 8;
+        in->commands = xrealloc(in->commands, (size_t)in->cap_commands * sizeof *in->commands);
+    }
+    in->commands[in->n_commands++] = c;
+    pthread_cond_signal(&g->wake);
+    pthread_mutex_unlock(&g->lock);
+}
+
+void engine_cancel(struct engine *g, uint64_t id)
+{
+    command(g, (struct command){.kind = COMMAND_CANCEL, .id = id});
+}
+
+void engine_pause(struct engine *g, uint64_t id, bool paused)
+{
+    command(g, (struct command){.kind = paused ? COMMAND_PAUSE : COMMAND_RESUME, .id = id});
+}
+
+void engine_unpin(struct engine *g, uint64_t id)
+{
+    command(g, (struct command){.kind = COMMAND_UNPIN, .id = id});
+}
+
+void engine_forget(struct engine *g, const char *cache_salt)
+{
+    command(
+        g, (struct command){.kind = COMMAND_FORGET, .salt = xstrdup(cache_salt ? cache_salt : "")});
+}
+
+void engine_forget_all(struct engine *g)
+{
+    command(g, (struct command){.kind = COMMAND_FORGET});
+}
+
+void engine_get_stats(struct engine *g, struct engine_stats *out)
+{
+    pthread_mutex_lock(&g->lock);
+    *out = g->snapshot;
+    out->waiting += g->inbox.n_seqs;
+    pthread_mutex_unlock(&g->lock);
+}
+
+bool engine_health(struct engine *g, struct err *e)
+{
+    int64_t started = atomic_load(&g->step_started_ms);
+    int64_t running = started ? clock_ms() - started : 0;
+    if (running <= g->o.step_deadline_ms)
+        return true;
+    err_set(e, ERR_TIMEOUT, "a step has been running for %lld ms, the limit is %lld ms",
+            (long long)running, (long long)g->o.step_deadline_ms);
+    return false;
+}
