@@ -9,6 +9,9 @@ struct pin {
     uint64_t id;
     struct kv_table table;
     struct buf salt;
+    int n_promised;  /* blocks; table has fewer while they come from elsewhere */
+    int32_t *tokens; /* n_tokens of them, NULL: the pin is complete */
+    int n_tokens;
 };
 
 void blocks_init(struct blocks *b, const struct engine_model *model, bool prefix_cache)
@@ -198,9 +201,9 @@ void blocks_publish(struct blocks *b, struct seq *q, int from, int to)
 void blocks_pin(struct blocks *b, const struct seq *q)
 {
     struct pin *pin = xcalloc(1, sizeof *pin);
-    *pin = (struct pin){.next = b->pins, .id = q->id};
-    buf_add(&pin->salt, q->salt.data, q->salt.len);
     int n = kv_blocks_for(&b->kv, q->n_prompt);
+    *pin = (struct pin){.next = b->pins, .id = q->id, .n_promised = n};
+    buf_add(&pin->salt, q->salt.data, q->salt.len);
     for (int i = 0; i < n; i++) {
         kv_table_add(&pin->table, q->table.blocks[i]);
         prefix_ref(&b->prefix, q->table.blocks[i]);
@@ -209,21 +212,74 @@ void blocks_pin(struct blocks *b, const struct seq *q)
     b->pins = pin;
 }
 
+static struct pin *find_pin(const struct blocks *b, uint64_t id)
+{
+    struct pin *pin = b->pins;
+    while (pin && pin->id != id)
+        pin = pin->next;
+    return pin;
+}
+
+void blocks_pin_begin(struct blocks *b, uint64_t id, const struct engine_prefix *p)
+{
+    struct pin *pin = xcalloc(1, sizeof *pin);
+    *pin = (struct pin){.next = b->pins,
+                        .id = id,
+                        .n_promised = kv_blocks_for(&b->kv, p->n_tokens),
+                        .n_tokens = p->n_tokens};
+    seq_salt(&pin->salt, p->cache_salt, p->adapters, p->n_adapters);
+    pin->tokens = xmalloc((size_t)p->n_tokens * sizeof *pin->tokens);
+    memcpy(pin->tokens, p->tokens, (size_t)p->n_tokens * sizeof *pin->tokens);
+    b->pins = pin;
+}
+
+int blocks_import(struct blocks *b, uint64_t id, const void *in, struct err *e)
+{
+    struct pin *pin = find_pin(b, id);
+    if (!pin || !pin->tokens)
+        return err_set(e, ERR_CANCELED, "the prompt was let go meanwhile");
+    int32_t block = prefix_take(&b->prefix);
+    if (block < 0)
+        return err_set(e, ERR_LIMIT, "all %d KV blocks are in use", b->kv.n_blocks);
+    b->model->write_block(b->model->ctx, block, in);
+    int at = pin->table.n * b->kv.block_tokens, n = pin->n_tokens - at;
+    int32_t parent = pin->table.n ? pin->table.blocks[pin->table.n - 1] : -1;
+    block = prefix_put(&b->prefix, (struct str){pin->salt.data, pin->salt.len}, parent, block,
+                       pin->tokens + at, n < b->kv.block_tokens ? n : b->kv.block_tokens);
+    kv_table_add(&pin->table, block);
+    b->n_pinned++;
+    if (pin->table.n == pin->n_promised) {
+        free(pin->tokens);
+        pin->tokens = NULL;
+    }
+    return 0;
+}
+
+int blocks_export(const struct blocks *b, uint64_t id, int index, void *out, struct err *e)
+{
+    const struct pin *pin = find_pin(b, id);
+    if (!pin || pin->tokens || index < 0 || index >= pin->table.n)
+        return err_set(e, ERR_CANCELED, "the prompt was let go meanwhile");
+    b->model->read_block(b->model->ctx, pin->table.blocks[index], out);
+    return 0;
+}
+
 int blocks_unpin(struct blocks *b, uint64_t id)
 {
-    struct pin **at = &b->pins;
-    while (*at && (*at)->id != id)
-        at = &(*at)->next;
-    struct pin *pin = *at;
+    struct pin *pin = find_pin(b, id);
     if (!pin)
         return 0;
-    int n = pin->table.n;
+    struct pin **at = &b->pins;
+    while (*at != pin)
+        at = &(*at)->next;
+    int n = pin->n_promised;
     *at = pin->next;
-    b->n_pinned -= n;
+    b->n_pinned -= pin->table.n;
     while (pin->table.n)
         prefix_unref(&b->prefix, pin->table.blocks[--pin->table.n]);
     kv_table_release(&pin->table);
     buf_release(&pin->salt);
+    free(pin->tokens);
     free(pin);
     return n;
 }

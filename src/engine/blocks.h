@@ -43,11 +43,19 @@ void blocks_publish(struct blocks *b, struct seq *q, int from, int to);
 /* Keeps the blocks of q's prompt (all computed) under q->id after q drops them. */
 void blocks_pin(struct blocks *b, const struct seq *q);
 
-/* Lets go. Returns how many blocks were pinned, 0: no such pin. */
+/* A pin whose blocks come from elsewhere. They come one by one, in order, and can be found at once.
+ * ERR_CANCELED: no such pin, or it has them all; ERR_LIMIT: every block is held. */
+void blocks_pin_begin(struct blocks *b, uint64_t id, const struct engine_prefix *p);
+int blocks_import(struct blocks *b, uint64_t id, const void *in, struct err *e);
+
+/* Copies a block of a pin. ERR_CANCELED: no such pin or block. */
+int blocks_export(const struct blocks *b, uint64_t id, int index, void *out, struct err *e);
+
+/* Lets go. Returns how many blocks were promised to the pin, 0: no such pin. */
 int blocks_unpin(struct blocks *b, uint64_t id);
 
 /* Forgets cached prefixes and pins under a salt, or (NULL) all. Sequences keep their blocks, but
- * nobody finds them any more. Returns how many blocks were pinned. */
+ * nobody finds them any more. Returns how many blocks were promised to pins. */
 int blocks_forget(struct blocks *b, const struct str *salt);
 
 /* The promises of kv.h and prefix.h, over everything that holds blocks: the list of sequences (by

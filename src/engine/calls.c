@@ -4,21 +4,30 @@
 #include "base/mem.h"
 #include "engine/inside.h"
 
-/* Under the lock: whether the request may come in; takes the room of its pin. */
+int engine_take_pin_room(struct engine *g, int n_blocks, struct err *e)
+{
+    if (n_blocks > g->pin_room)
+        return err_set(e, ERR_LIMIT,
+                       "pinning the prompt needs %d KV blocks, %d of %d are left for pins",
+                       n_blocks, g->pin_room, g->o.max_pinned_blocks);
+    g->pin_room -= n_blocks;
+    return 0;
+}
+
+static int refuse_closing(struct err *e)
+{
+    return err_set(e, ERR_CANCELED, "the engine is being closed");
+}
+
+/* Under the lock: whether the request may come in. */
 static int let_in(struct engine *g, const struct seq *q, struct err *e)
 {
-    int n_pin = q->pin ? kv_blocks_for(&g->blocks.kv, q->n_prompt) : 0;
     if (g->closing)
-        return err_set(e, ERR_CANCELED, "the engine is being closed");
+        return refuse_closing(e);
     if (atomic_load(&g->n_queued) >= g->o.max_queue)
         return err_set(e, ERR_BUSY, "%d requests are waiting already: try again later",
                        g->o.max_queue);
-    if (n_pin > g->pin_room)
-        return err_set(e, ERR_LIMIT,
-                       "pinning the prompt needs %d KV blocks, %d of %d are left for pins", n_pin,
-                       g->pin_room, g->o.max_pinned_blocks);
-    g->pin_room -= n_pin;
-    return 0;
+    return engine_take_pin_room(g, q->pin ? kv_blocks_for(&g->blocks.kv, q->n_prompt) : 0, e);
 }
 
 int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id, struct err *e)
@@ -45,9 +54,9 @@ int engine_submit(struct engine *g, const struct engine_request *r, uint64_t *id
     return rc;
 }
 
-static void command(struct engine *g, struct command c)
+/* Under the lock. */
+static void queue_command(struct engine *g, struct command c)
 {
-    pthread_mutex_lock(&g->lock);
     struct inbox *in = &g->inbox;
     if (in->n_commands == in->cap_commands) {
         in->cap_commands = in->cap_commands ? in->cap_commands * 2 : 8;
@@ -55,6 +64,12 @@ static void command(struct engine *g, struct command c)
     }
     in->commands[in->n_commands++] = c;
     pthread_cond_signal(&g->wake);
+}
+
+static void command(struct engine *g, struct command c)
+{
+    pthread_mutex_lock(&g->lock);
+    queue_command(g, c);
     pthread_mutex_unlock(&g->lock);
 }
 
@@ -83,6 +98,63 @@ void engine_forget_all(struct engine *g)
 {
     command(g, (struct command){.kind = COMMAND_FORGET});
 }
+
+/* Blocks out and in. */
+
+/* Hands t to the engine's thread and waits for it. */
+static int await_transfer(struct engine *g, uint64_t id, struct transfer *t, struct err *e)
+{
+    if (!g->o.model.read_block)
+        return err_set(e, ERR_UNSUPPORTED, "this model's KV blocks cannot be read");
+    pthread_mutex_lock(&g->lock);
+    int rc = g->closing ? refuse_closing(e) : 0;
+    if (!rc)
+        queue_command(g, (struct command){.kind = COMMAND_TRANSFER, .id = id, .transfer = t});
+    if (!rc && g->o.manual) { /* nobody else would do it */
+        pthread_mutex_unlock(&g->lock);
+        engine_drain_inbox(g);
+        pthread_mutex_lock(&g->lock);
+    }
+    while (!rc && !t->done)
+        pthread_cond_wait(&g->transferred, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    if (!rc && t->rc && e)
+        *e = t->err;
+    return rc ? rc : t->rc;
+}
+
+size_t engine_block_bytes(const struct engine *g)
+{
+    return g->o.model.read_block ? g->o.model.block_bytes : 0;
+}
+
+int engine_export_block(struct engine *g, uint64_t id, int index, void *out, struct err *e)
+{
+    return await_transfer(g, id, &(struct transfer){.index = index, .out = out}, e);
+}
+
+int engine_import_begin(struct engine *g, const struct engine_prefix *p, uint64_t *id,
+                        struct err *e)
+{
+    if (p->n_tokens < 1 || p->n_tokens >= g->limits.n_ctx)
+        return err_set(e, ERR_INVALID, "a prompt of %d tokens cannot be pinned, the context is %d",
+                       p->n_tokens, g->limits.n_ctx);
+    for (int i = 0; i < p->n_tokens; i++)
+        if (p->tokens[i] < 0 || p->tokens[i] >= g->limits.n_vocab)
+            return err_set(e, ERR_INVALID, "token id %d is not in 0 to %d", p->tokens[i],
+                           g->limits.n_vocab - 1);
+    pthread_mutex_lock(&g->lock);
+    *id = ++g->last_id;
+    pthread_mutex_unlock(&g->lock);
+    return await_transfer(g, *id, &(struct transfer){.begin = *p}, e);
+}
+
+int engine_import_block(struct engine *g, uint64_t id, const void *in, struct err *e)
+{
+    return await_transfer(g, id, &(struct transfer){.in = in}, e);
+}
+
+/* What it is doing. */
 
 void engine_get_stats(struct engine *g, struct engine_stats *out)
 {

@@ -132,6 +132,34 @@ static void forget(struct engine *g, const char *salt)
     give_pin_room(g, blocks_forget(&g->blocks, salt ? &s : NULL));
 }
 
+static int begin_pin(struct engine *g, uint64_t id, const struct engine_prefix *p, struct err *e)
+{
+    pthread_mutex_lock(&g->lock);
+    int rc = engine_take_pin_room(g, kv_blocks_for(&g->blocks.kv, p->n_tokens), e);
+    pthread_mutex_unlock(&g->lock);
+    if (!rc)
+        blocks_pin_begin(&g->blocks, id, p);
+    return rc;
+}
+
+static int transfer_block(struct engine *g, uint64_t id, const struct transfer *t, struct err *e)
+{
+    if (t->begin.tokens)
+        return begin_pin(g, id, &t->begin, e);
+    if (t->out)
+        return blocks_export(&g->blocks, id, t->index, t->out, e);
+    return blocks_import(&g->blocks, id, t->in, e);
+}
+
+static void transfer(struct engine *g, uint64_t id, struct transfer *t)
+{
+    t->rc = transfer_block(g, id, t, &t->err);
+    pthread_mutex_lock(&g->lock);
+    t->done = true; /* t may be gone as soon as the lock is */
+    pthread_cond_broadcast(&g->transferred);
+    pthread_mutex_unlock(&g->lock);
+}
+
 /* A command for a request that is over already has no effect. */
 static void obey(struct engine *g, const struct command *c)
 {
@@ -140,6 +168,8 @@ static void obey(struct engine *g, const struct command *c)
         unpin(g, q, c->id);
     else if (c->kind == COMMAND_FORGET)
         forget(g, c->salt);
+    else if (c->kind == COMMAND_TRANSFER)
+        transfer(g, c->id, c->transfer);
     else if (c->kind == COMMAND_CANCEL && q)
         end(g, q, FINISH_CANCEL);
     else if (q)

@@ -27,6 +27,11 @@ struct engine_model {
     int n_ctx;    /* longest sequence, prompt and output together */
     void (*forward)(void *ctx, const struct batch_seq *seqs, int n_seqs, float *logits);
     void (*copy_block)(void *ctx, int32_t to, int32_t from, int n_tokens);
+    /* The bytes of a block, so that pinned prompts can be kept elsewhere; read_block NULL: they
+     * cannot. */
+    size_t block_bytes;
+    void (*read_block)(void *ctx, int32_t block, void *out);
+    void (*write_block)(void *ctx, int32_t block, const void *in);
 };
 
 struct logit_bias {
@@ -172,6 +177,27 @@ void engine_pause(struct engine *g, uint64_t id, bool paused);
  * room. It stays until engine_unpin or engine_forget. A request that is cancelled or fails pins
  * nothing. */
 void engine_unpin(struct engine *g, uint64_t id);
+
+/* Pinned prompts, block by block out of the engine and back into one (spill.h makes files of them).
+ * Any thread but the engine's; each call waits until the engine has done it between two steps.
+ *
+ * A prompt comes back as a pin of its own: engine_import_begin takes its room (ERR_LIMIT as
+ * engine_submit), then its blocks come in their order; each can be found from then on. Until the
+ * last one has come, and after, engine_unpin lets it go. ERR_CANCELED: the pin is gone or the
+ * engine is closing. ERR_LIMIT: no block is free. ERR_UNSUPPORTED: the model gives no blocks out.
+ */
+struct engine_prefix {
+    const int32_t *tokens; /* copied */
+    int n_tokens;
+    const char *cache_salt;             /* "" or NULL: none */
+    const struct adapter_use *adapters; /* needed during the call only */
+    int n_adapters;
+};
+size_t engine_block_bytes(const struct engine *g);
+int engine_export_block(struct engine *g, uint64_t id, int index, void *out, struct err *e);
+int engine_import_begin(struct engine *g, const struct engine_prefix *p, uint64_t *id,
+                        struct err *e);
+int engine_import_block(struct engine *g, uint64_t id, const void *in, struct err *e);
 
 /* Forgets what is cached under one salt, with any adapters, pins included, or (all) everything.
  * Running requests go on. Any thread. */

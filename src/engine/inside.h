@@ -12,12 +12,31 @@
 #include "engine/sched.h"
 #include "engine/seq.h"
 
-enum command_kind { COMMAND_CANCEL, COMMAND_PAUSE, COMMAND_RESUME, COMMAND_UNPIN, COMMAND_FORGET };
+enum command_kind {
+    COMMAND_CANCEL,
+    COMMAND_PAUSE,
+    COMMAND_RESUME,
+    COMMAND_UNPIN,
+    COMMAND_FORGET,
+    COMMAND_TRANSFER
+};
+
+/* What somebody waits for: a block out of a pin, or a pin to begin, or its next block. */
+struct transfer {
+    struct engine_prefix begin; /* tokens NULL: none */
+    int index;
+    void *out;      /* or NULL: */
+    const void *in; /* or NULL */
+    int rc;
+    struct err err;
+    bool done; /* guarded by engine.lock */
+};
 
 struct command {
     enum command_kind kind;
     uint64_t id;
-    char *salt; /* COMMAND_FORGET: NULL is all */
+    char *salt;                /* COMMAND_FORGET: NULL is all */
+    struct transfer *transfer; /* its sender's, who waits */
 };
 
 /* What other threads hand in, taken by the engine thread in one go. Guarded by engine.lock. */
@@ -51,7 +70,7 @@ struct engine {
 
     pthread_t thread;
     pthread_mutex_t lock;
-    pthread_cond_t wake;
+    pthread_cond_t wake, transferred;
     struct inbox inbox;
     bool closing;
     uint64_t last_id;
@@ -67,3 +86,6 @@ void engine_drain_inbox(struct engine *g);
 void engine_end_all(struct engine *g);
 void engine_publish_stats(struct engine *g);
 void engine_check_accounts(const struct engine *g);
+
+/* Under the lock: takes room for a pin; ERR_LIMIT. */
+int engine_take_pin_room(struct engine *g, int n_blocks, struct err *e);

@@ -126,6 +126,7 @@ static void init_sync(struct engine *g)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&g->wake, &attr);
     pthread_condattr_destroy(&attr);
+    pthread_cond_init(&g->transferred, NULL);
     pthread_mutex_init(&g->lock, NULL);
 }
 
@@ -143,6 +144,7 @@ static void release(struct engine *g)
     free(g->logits);
     free(g->banned);
     pthread_cond_destroy(&g->wake);
+    pthread_cond_destroy(&g->transferred);
     pthread_mutex_destroy(&g->lock);
     free(g);
 }

@@ -96,18 +96,22 @@ static void seed_rng(struct seq *q)
     rng_seed(&q->rng, seed);
 }
 
-/* KV depends on the adapters: their digests and scales, each after a NUL, make the salt another
- * one, and one that prefix_forget still finds under the request's. */
+void seq_salt(struct buf *out, const char *cache_salt, const struct adapter_use *adapters, int n)
+{
+    buf_adds(out, cache_salt ? cache_salt : "");
+    for (int i = 0; i < n; i++) {
+        const struct adapter_info *info = adapter_info(adapters[i].adapter);
+        buf_addc(out, 0);
+        buf_add(out, info->digest, sizeof info->digest);
+        buf_add(out, &adapters[i].scale, sizeof adapters[i].scale);
+    }
+}
+
 static void take_adapters(struct seq *q, const struct engine_request *r)
 {
     for (int i = 0; i < r->n_adapters; i++) {
-        struct adapter_use use = r->adapters[i];
-        q->adapters[q->n_adapters++] = use;
-        adapter_ref(use.adapter);
-        buf_addc(&q->salt, 0);
-        buf_add(&q->salt, adapter_info(use.adapter)->digest,
-                sizeof adapter_info(use.adapter)->digest);
-        buf_add(&q->salt, &use.scale, sizeof use.scale);
+        q->adapters[q->n_adapters++] = r->adapters[i];
+        adapter_ref(r->adapters[i].adapter);
     }
 }
 
@@ -144,7 +148,7 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
     stop_init(&q->stop, r->stop, r->n_stop);
     seed_rng(q);
     buf_adds(&q->tenant, r->tenant ? r->tenant : "");
-    buf_adds(&q->salt, r->cache_salt ? r->cache_salt : "");
+    seq_salt(&q->salt, r->cache_salt, r->adapters, r->n_adapters);
     take_adapters(q, r);
     *out = q;
     return 0;

@@ -59,6 +59,10 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
             struct err *e);
 void seq_free(struct seq *q);
 
+/* What prefixes are shared under: cache_salt (or NULL) and, each after a NUL, digest and scale of
+ * the adapters, because KV depends on them. prefix_forget finds it under cache_salt. */
+void seq_salt(struct buf *out, const char *cache_salt, const struct adapter_use *adapters, int n);
+
 static inline int seq_n_output(const struct seq *q)
 {
     return q->item.n_tokens - q->n_prompt;

@@ -43,3 +43,21 @@ void kv_mem_copy(struct kv_mem *kv, int32_t to, int32_t from, int n_tokens)
                kv->block_bytes);
     }
 }
+
+void kv_mem_read(const struct kv_mem *kv, int32_t block, void *out)
+{
+    BUG_ON(block < 0 || block >= kv->n_blocks);
+    const char *from = kv->memory + (size_t)block * kv->block_bytes;
+    for (int i = 0; i < kv->n_layers; i++)
+        memcpy((char *)out + (size_t)i * kv->block_bytes, from + (size_t)i * kv->layer_bytes,
+               kv->block_bytes);
+}
+
+void kv_mem_write(struct kv_mem *kv, int32_t block, const void *in)
+{
+    BUG_ON(block < 0 || block >= kv->n_blocks);
+    char *to = kv->memory + (size_t)block * kv->block_bytes;
+    for (int i = 0; i < kv->n_layers; i++)
+        memcpy(to + (size_t)i * kv->layer_bytes, (const char *)in + (size_t)i * kv->block_bytes,
+               kv->block_bytes);
+}

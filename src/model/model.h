@@ -66,6 +66,11 @@ void kv_mem_free(struct kv_mem *kv);
 /* Copies the first n_tokens positions of block `from` into block `to` (copy on write). */
 void kv_mem_copy(struct kv_mem *kv, int32_t to, int32_t from, int n_tokens);
 
+/* The bytes of a block, model_info.kv_block_bytes of them: they mean the same in another pool of
+ * the same model, KV type and kernels. */
+void kv_mem_read(const struct kv_mem *kv, int32_t block, void *out);
+void kv_mem_write(struct kv_mem *kv, int32_t block, const void *in);
+
 /* An adapter (adapter.h) that a sequence uses, and how strongly: 1 as it was trained. */
 struct adapter;
 struct adapter_use {

@@ -94,6 +94,18 @@ static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
             (size_t)n_tokens * sizeof *m->slots);
 }
 
+static void read_block(void *ctx, int32_t block, void *out)
+{
+    const struct fake_model *m = ctx;
+    memcpy(out, &m->slots[block * KV_BLOCK_TOKENS], KV_BLOCK_TOKENS * sizeof *m->slots);
+}
+
+static void write_block(void *ctx, int32_t block, const void *in)
+{
+    struct fake_model *m = ctx;
+    memcpy(&m->slots[block * KV_BLOCK_TOKENS], in, KV_BLOCK_TOKENS * sizeof *m->slots);
+}
+
 struct engine_model fake_engine_model(struct fake_model *m, int n_ctx)
 {
     return (struct engine_model){.ctx = m,
@@ -102,7 +114,10 @@ struct engine_model fake_engine_model(struct fake_model *m, int n_ctx)
                                  .n_blocks = m->n_blocks,
                                  .n_ctx = n_ctx,
                                  .forward = forward,
-                                 .copy_block = copy_block};
+                                 .copy_block = copy_block,
+                                 .block_bytes = KV_BLOCK_TOKENS * sizeof *m->slots,
+                                 .read_block = read_block,
+                                 .write_block = write_block};
 }
 
 /* The tokenizer: the part of tokenizer.h that the engine uses. */
