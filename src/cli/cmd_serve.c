@@ -32,7 +32,10 @@ static const char *const log_formats[] = {"text", "json", NULL};
 #define AT(field) offsetof(struct serve_options, field)
 static const struct opt opts[] = {
     {"model", OPT_STR, AT(model), models_default, "NAME|FILE",
-     "The model to serve: a name (fetched if it is not here) or a .gguf file.", .letter = 'm'},
+     "The model to serve: a name (fetched if it is not here) or a .gguf file; none leaves "
+     "everything\n"
+     "to the backends of the configuration.",
+     .letter = 'm'},
     {"config", OPT_STR, AT(config), NULL, "FILE",
      "A YAML file of options; its keys are the long names on this page. (TERRACE_CONFIG)",
      .letter = 'c', .cli_only = true},
@@ -107,6 +110,11 @@ static void *load_thread(void *arg)
     struct service *s = arg;
     struct load_hooks hooks = {on_progress, s};
     struct err *e = &s->failure;
+    if (strcmp(s->o->model, "none") == 0) {
+        log_info("serve", "ready: backends only on http%s://%s:%d", s->o->tls_cert ? "s" : "",
+                 s->o->host, server_port(s->server));
+        return NULL;
+    }
     int rc = load_model(&s->model, s->o->model, &s->o->load, &hooks, e);
     if (rc == 0)
         rc = load_engine(&s->model, &s->o->load, server_sink, s->server, &s->engine, e);

@@ -2,14 +2,22 @@
 #include <jansson.h>
 
 #include "base/log.h"
+#include "gateway/backends.h"
 #include "server/router.h"
 
-const char *const server_sections[] = {"tiers",  "default_tier", "aliases",
-                                       "routes", "full_load",    NULL};
+const char *const server_sections[] = {"tiers",     "default_tier", "aliases", "routes",
+                                       "full_load", "backends",     "balance", NULL};
 
 int server_configure(struct server *s, const json_t *config, struct err *e)
 {
-    return router_configure(s->router, config, e);
+    struct gateway_config backends;
+    int rc = gateway_config_read(&backends, config, e);
+    if (!rc)
+        rc = router_configure(s->router, config, e);
+    if (!rc)
+        backends_apply(s->backends, &backends);
+    gateway_config_release(&backends);
+    return rc;
 }
 
 /* Reads everything again; on error all stays as it was. */

@@ -14,6 +14,7 @@
 #include "model/adapter.h"
 #include "server/job.h"
 #include "server/persona.h"
+#include "server/proxy.h"
 #include "server/router.h"
 #include "server/terms.h"
 
@@ -140,6 +141,8 @@ void job_cancel(struct job *j)
     for (int i = 0; i < j->n_choices; i++)
         if (j->choices[i].running)
             engine_cancel(j->model->model.engine, j->choices[i].id);
+    if (j->x)
+        proxy_cancel(j->x);
 }
 
 void job_closed(struct job *j)
@@ -181,6 +184,8 @@ void job_tick(struct job *j)
         return;
     }
     router_tick(j);
+    if (j->x)
+        proxy_tick(j->x);
     bool late = clock_ns() - j->start_ns > (int64_t)BEGIN_AFTER_MS * 1000000;
     if (late && j->x && !j->begun && !j->failed && j->req.stream && j->n_running)
         job_begin_stream(j);
@@ -284,7 +289,8 @@ static enum job_step stage_submit(struct job *j)
 {
     struct logit_bias *bias = arena_alloc(&j->req.arena, (j->req.gen.n_bias + 1) * sizeof *bias);
     j->x->http->on_drain = job_drain;
-    http_drop_body(j->x->http);
+    if (!router_has_more(j)) /* else a backend may need it */
+        http_drop_body(j->x->http);
     make_choices(j);
     make_head(j);
     for (int i = 0; i < j->n_choices; i++) {
@@ -335,7 +341,7 @@ static const struct stage {
 } stages[] = {
     {stage_parse, true},  /* bytes -> req */
     {stage_terms, false}, /* for whom, and until when */
-    {router_route, false},   {stage_model, false},
+    {router_route, false},   {proxy_stage, false}, {stage_model, false},
     {stage_adapters, false}, {stage_prompt, true}, /* messages -> tokens */
     {stage_submit, false},
 };

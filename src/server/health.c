@@ -1,3 +1,4 @@
+#include "gateway/backends.h"
 #include "server/service.h"
 
 /* The sum of what watches, models and engines say. */
@@ -13,6 +14,7 @@ static struct health health_now(struct server *s)
     struct watch_report w = watch_report(&s->watches, &h.reason);
     bool unhealthy = w.unhealthy;
     h.progress = w.running ? w.progress : -1;
+    bool only_backends = !served_first(s) && s->backends->n > 0;
     bool any = false; /* model that has been there */
     for (struct served *m = served_first(s); m; m = served_next(m)) {
         struct err e = {0};
@@ -26,7 +28,7 @@ static struct health health_now(struct server *s)
     }
     if (unhealthy) {
         h.status = "unhealthy";
-    } else if (!any && (served_first(s) || !s->opts.loader.find)) {
+    } else if (!any && !only_backends && (served_first(s) || !s->opts.loader.find)) {
         h.status = "loading";
         if (!h.reason.len)
             buf_adds(&h.reason, "no model is attached yet");

@@ -50,6 +50,7 @@ struct job {
     struct openai_head head;
     char id[48];
     struct job_route *route;
+    char backend[72];      /* that answers, "": this process */
     int stage;             /* the one that runs or waits; all are over at the end of the table */
     bool large;            /* the body is: heavy stages run on a pool thread */
     bool preparing;        /* on a pool thread, which owns req, prompts and the failure below */

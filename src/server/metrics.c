@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "gateway/backends.h"
 #include "server/router.h"
 #include "server/service.h"
 
@@ -370,6 +371,7 @@ void handle_metrics(struct exchange *x)
         }
     }
     router_write_metrics(s->router, &b);
+    backends_metrics(s->backends, &b);
     write_http(&b, s);
     answer(x, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_release(&b);

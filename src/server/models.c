@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "gateway/backends.h"
 #include "server/service.h"
 
 /* ---- one model as JSON ---- */
@@ -111,6 +112,22 @@ static void write_candidate(void *to, const struct server_candidate *c)
     jw_obj_end(l->w);
 }
 
+/* What only backends serve. */
+static void write_remote(void *to, const char *model, const struct backend *b)
+{
+    struct listing *l = to;
+    if (served_find(l->server, model))
+        return;
+    jw_obj(l->w);
+    write_head(l->w, model, 0);
+    jw_kstr(l->w, "backend", b->config.name);
+    jw_key(l->w, "status");
+    jw_obj(l->w);
+    jw_kstr(l->w, "value", "remote");
+    jw_obj_end(l->w);
+    jw_obj_end(l->w);
+}
+
 void handle_models(struct exchange *x)
 {
     struct buf body = {0};
@@ -126,6 +143,7 @@ void handle_models(struct exchange *x)
         write_model(&w, m);
     if (loader->list)
         loader->list(loader->arg, write_candidate, &l);
+    backends_each_model(x->server->backends, write_remote, &l);
     jw_arr_end(&w);
     jw_obj_end(&w);
     jw_done(&w);
@@ -140,18 +158,34 @@ static void answer_no_model(struct exchange *x, const char *name)
     answer_error(x, 404, "model_not_found", &e);
 }
 
+struct search {
+    struct listing listing;
+    const char *name;
+};
+
+static void write_if_named(void *to, const char *model, const struct backend *b)
+{
+    struct search *s = to;
+    if (strcmp(model, s->name) == 0)
+        write_remote(&s->listing, model, b);
+}
+
 void handle_model(struct exchange *x)
 {
     const char *name = x->path_rest ? x->path_rest : "";
     const struct served *m = served_discover(x->server, name);
-    if (!m) {
+    if (!m && !backends_know(x->server->backends, name)) {
         answer_no_model(x, name);
         return;
     }
     struct buf body = {0};
     struct jw w;
+    struct search s = {{x->server, &w}, name};
     jw_init(&w, &body);
-    write_model(&w, m);
+    if (m)
+        write_model(&w, m);
+    else
+        backends_each_model(x->server->backends, write_if_named, &s);
     jw_done(&w);
     answer_json(x, 200, &body);
     buf_release(&body);

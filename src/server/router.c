@@ -289,6 +289,17 @@ bool router_escalate(struct job *j, int status, const struct err *e)
     return true;
 }
 
+const struct names *router_backends(const struct job *j)
+{
+    const struct tier *t = tier_of(j->route);
+    return t && t->backends.n ? &t->backends : NULL;
+}
+
+bool router_has_more(const struct job *j)
+{
+    return j->route && j->route->step + 1 < j->route->decision.n_steps;
+}
+
 bool router_accepts(const struct job *j, struct str answer, const char **why)
 {
     const struct tier *t = tier_of(j->route);
@@ -318,7 +329,10 @@ void router_explain(struct job *j)
         buf_addf(&b, "tier=%s; ", t->name);
     if (j->model)
         buf_addf(&b, "model=%s; ", j->model->name);
-    buf_addf(&b, "backend=local; reason=\"%s\"", route->decision.reason);
+    else if (j->backend[0] && j->req.model)
+        buf_addf(&b, "model=%s; ", j->req.model);
+    buf_addf(&b, "backend=%s; ", j->backend[0] ? j->backend : "local");
+    buf_addf(&b, "reason=\"%s\"", route->decision.reason);
     for (size_t i = 0; i < b.len; i++)
         if ((unsigned char)b.data[i] >= 0x7f)
             b.data[i] = '?'; /* headers are ASCII */

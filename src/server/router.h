@@ -42,6 +42,10 @@ void router_explain(struct job *j);
 void router_first_token(struct job *j);
 void router_answered(struct job *j, const struct engine_usage *u);
 
+/* The backends that the tier names; NULL: it names none. */
+const struct names *router_backends(const struct job *j);
+bool router_has_more(const struct job *j); /* another tier may get the request after this one */
+
 /* Gives up the job's place in its tier and forgets the route. */
 void router_over(struct job *j);
 

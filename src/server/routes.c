@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "server/job.h"
 #include "server/persona.h"
+#include "server/proxy.h"
 
 /* Every row says who may use it: without a role it does not compile. */
 #define ROUTE(method_, path_, role_, handle_)                                                      \
@@ -39,6 +40,7 @@ static const struct route routes[] = {
     ROUTE("POST", "/reset_prefix_cache", ADMIN, handle_reset_prefix_cache),
     ROUTE("POST", "/v1/route", USER, handle_route),
     ROUTE("POST", "/v1/reload", ADMIN, handle_reload),
+    ROUTE("GET", "/v1/backends", ADMIN, handle_backends),
     ROUTE("POST", "/tokenize", USER, handle_tokenize),
     ROUTE("POST", "/detokenize", USER, handle_detokenize),
     ROUTE("GET", "/health", PUBLIC, handle_health),
@@ -154,6 +156,7 @@ static void exchange_closed(struct http_req *r, bool complete)
         metrics_count_request(m, x->method, x->route, x->status);
     log_debug("server", "%.*s %s %d %.1f ms%s", (int)r->method.n, r->method.p, x->route, x->status,
               (double)(clock_ns() - x->start_ns) / 1e6, complete ? "" : ", client gone");
+    proxy_closed(x);
     if (x->job)
         job_closed(x->job);
     if (x->persona)

@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "gateway/backends.h"
 
 enum {
     GIVE_UP_MS = 10000, /* an engine that does not answer a cancel holds the exit up so long */
@@ -48,6 +49,22 @@ void server_sink(void *arg, struct engine_event *list)
 
 /* ---- life ---- */
 
+static void backends_are_closed(void *arg)
+{
+    struct server *s = arg;
+    s->backends_closed = true;
+}
+
+/* The last to go, as requests need them. True once their programs have ended. */
+static bool close_backends(struct server *s)
+{
+    if (!s->backends_closing) {
+        s->backends_closing = true;
+        backends_close(s->backends, backends_are_closed, s);
+    }
+    return s->backends_closed;
+}
+
 /* Late stream heads, and the end of the drain. */
 static void tick(void *arg)
 {
@@ -58,7 +75,8 @@ static void tick(void *arg)
     }
     served_tick(s);
     personas_advance(s->personas);
-    if (!s->http && !s->served.n_threads && (!s->jobs || clock_ms() >= s->give_up_ms)) {
+    bool late = clock_ms() >= s->give_up_ms;
+    if (!s->http && !s->served.n_threads && (!s->jobs || late) && close_backends(s)) {
         if (s->jobs)
             log_error("server", "leaving with requests that their engine never finished");
         http_timer_stop(s->tick);
@@ -118,8 +136,10 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
     int rc = http_loop_new(&s->loop, e);
     if (!rc) {
         s->tick = http_timer_new(s->loop, tick, s);
-        rc = http_server_open(&s->http, s->loop, &s->opts.http, &s->port, e);
+        rc = backends_open(&s->backends, s->loop, e);
     }
+    if (!rc)
+        rc = http_server_open(&s->http, s->loop, &s->opts.http, &s->port, e);
     if (rc) {
         server_free(s);
         return rc;
@@ -141,6 +161,7 @@ void server_free(struct server *s)
         http_loop_run(s->loop);
     }
     served_free_engines(s);
+    backends_free(s->backends);
     if (s->tick)
         http_timer_free(s->tick);
     if (s->loop)

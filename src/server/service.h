@@ -28,6 +28,8 @@ struct exchange;
 struct job;
 struct persona;
 struct personas;
+struct proxy;
+struct backends;
 struct job_route;
 struct router;
 
@@ -52,6 +54,8 @@ struct server {
     struct lora_table lora;
     struct auth *auth;
     struct router *router;
+    struct backends *backends;
+    bool backends_closing, backends_closed;
     struct map noted;        /* unknown request fields that are in the log already */
     struct job *jobs;        /* all, newest first */
     struct http_timer *tick; /* runs while there are jobs, and during the end of the drain */
@@ -70,6 +74,7 @@ struct exchange {
     struct server *server;
     struct http_req *http;
     struct job *job;             /* the generation it waits for, or NULL */
+    struct proxy *proxy;         /* the backends that it waits for, or NULL */
     struct persona *persona;     /* the persona whose computation it waits for, or NULL */
     struct served *model;        /* held to the end of the exchange, or NULL */
     struct waiter waiter;        /* for the model to be loaded, or unloaded */

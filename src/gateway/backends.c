@@ -1,0 +1,523 @@
+#include "gateway/backends.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "gateway/managed.h"
+
+enum {
+    LIST_EVERY_MS = 60000, /* a backend's models are asked for again */
+    PROBE_MAX_BYTES = 4 << 20,
+    PROBE_SPREAD_MS = 100, /* so that not all are probed at once */
+};
+
+/* ---- time ---- */
+
+static void look(void *arg);
+
+static void arm(struct backends *all, int64_t due)
+{
+    if (!due || (all->due_ms && all->due_ms <= due))
+        return;
+    all->due_ms = due;
+    http_timer_start(all->timer, due - clock_ms(), 0);
+}
+
+/* ---- probes ---- */
+
+static void start_probe(struct backend *b);
+
+static void free_found(struct backend *b)
+{
+    for (size_t i = 0; i < b->n_found; i++) {
+        free(b->found[i].name);
+        free(b->found[i].as);
+    }
+    free(b->found);
+    b->found = NULL;
+    b->n_found = 0;
+}
+
+/* {"data": [{"id": "..."}]}. false: it is something else. */
+static bool take_list(struct backend *b)
+{
+    struct err e;
+    json_t *tree = jr_parse(buf_str(&b->probe_body), b->probe_body.len, &e);
+    json_t *data = json_object_get(tree, "data");
+    size_t n = json_array_size(data);
+    bool good = json_is_array(data);
+    if (good) {
+        free_found(b);
+        b->found = xcalloc(n + 1, sizeof *b->found);
+        for (size_t i = 0; i < n && b->n_found < BACKEND_MODELS_MAX; i++) {
+            const char *id = json_string_value(json_object_get(json_array_get(data, i), "id"));
+            if (!id || !*id || strlen(id) > 256)
+                continue;
+            b->found[b->n_found++] = (struct backend_model){xstrdup(id), xstrdup(id)};
+        }
+    }
+    json_decref(tree);
+    return good;
+}
+
+static void probe_head(struct http_call *call, const struct http_head *head)
+{
+    struct backend *b = http_call_arg(call);
+    b->probe_status = head->status;
+}
+
+static void probe_data(struct http_call *call, const char *p, size_t n)
+{
+    struct backend *b = http_call_arg(call);
+    if (b->probe_body.len + n <= PROBE_MAX_BYTES)
+        buf_add(&b->probe_body, p, n);
+}
+
+static void probe_end(struct http_call *call, const struct err *e)
+{
+    struct backend *b = http_call_arg(call);
+    struct backends *all = b->all;
+    int64_t now = clock_ms();
+    char why[128] = "";
+    enum backend_outcome o = OUTCOME_OK;
+    b->probe = NULL;
+    if (e) {
+        o = e->code == ERR_IO ? OUTCOME_UNREACHABLE : OUTCOME_FAILED;
+        snprintf(why, sizeof why, "%s", e->msg);
+    } else if (b->probe_status != 200) {
+        o = OUTCOME_FAILED;
+        snprintf(why, sizeof why, "status %d", b->probe_status);
+    } else if (b->probe_lists && !take_list(b)) {
+        o = OUTCOME_FAILED;
+        snprintf(why, sizeof why, "the list of models is not JSON");
+    } else if (b->probe_lists) {
+        b->listed_ms = now;
+    }
+    buf_release(&b->probe_body);
+    backend_probed(b, o, why, now);
+    bool lists = !b->config.n_models && !b->listed_ms;
+    if (o == OUTCOME_OK && lists && !all->closing)
+        b->probe_at_ms = now; /* well, but what does it serve? */
+    backend_unref(b);
+    backends_poke(all);
+}
+
+static void start_probe(struct backend *b)
+{
+    static const char *const paths[] = {
+        [BACKEND_OPENAI] = "/v1/models",
+        [BACKEND_VLLM] = "/health",
+        [BACKEND_OLLAMA] = "/api/version",
+        [BACKEND_LLAMA_SERVER] = "/health",
+    };
+    const struct backend_config *c = &b->config;
+    bool due = !b->listed_ms || clock_ms() - b->listed_ms > LIST_EVERY_MS;
+    b->probe_lists = c->kind == BACKEND_OPENAI ||
+                     (!c->n_models && b->failed_probes == 0 && due && b->n_probes > 0);
+    char *url = NULL, *auth = NULL;
+    struct buf text = {0};
+    buf_addf(&text, "%s%s", c->url, b->probe_lists ? "/v1/models" : paths[c->kind]);
+    url = buf_take(&text);
+    if (c->key) {
+        buf_addf(&text, "Authorization: Bearer %s", c->key);
+        auth = buf_take(&text);
+    }
+    const char *headers[] = {auth, NULL};
+    buf_clear(&b->probe_body);
+    b->probe_status = 0;
+    backend_ref(b);
+    b->probe = http_call_start(b->all->client, &(struct http_call_opts){
+                                                   .url = url,
+                                                   .headers = headers,
+                                                   .ca_file = c->ca_file,
+                                                   .deadline_ms = clock_ms() + c->probe_timeout_ms,
+                                                   .arg = b,
+                                                   .on_head = probe_head,
+                                                   .on_data = probe_data,
+                                                   .on_end = probe_end,
+                                               });
+    free(url);
+    free(auth);
+}
+
+static bool wants_probes(const struct backend *b)
+{
+    if (b->state == BACKEND_DRAINING || b->state == BACKEND_STOPPED)
+        return false;
+    return !b->config.argv || managed_runs(b);
+}
+
+static int64_t sooner(int64_t a, int64_t b)
+{
+    return a && (!b || a < b) ? a : b;
+}
+
+/* Those that a reload removed go when their last request has. */
+static void let_go(struct backends *all)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < all->n_leaving; i++) {
+        struct backend *b = all->leaving[i];
+        if (b->requests == 0 && managed_stop(b))
+            backend_unref(b);
+        else
+            all->leaving[kept++] = b;
+    }
+    all->n_leaving = kept;
+}
+
+static void look(void *arg)
+{
+    struct backends *all = arg;
+    int64_t now = clock_ms(), next = 0;
+    all->due_ms = 0;
+    let_go(all);
+    for (size_t i = 0; i < all->n_leaving; i++)
+        next = sooner(managed_look(all->leaving[i], now), next);
+    for (size_t i = 0; i < all->n; i++) {
+        struct backend *b = all->list[i];
+        next = sooner(managed_look(b, now), next);
+        if (!wants_probes(b) || b->probe || all->closing)
+            continue;
+        if (b->probe_at_ms <= now)
+            start_probe(b);
+        else
+            next = sooner(b->probe_at_ms, next);
+    }
+    arm(all, next);
+}
+
+static void maybe_closed(struct backends *all)
+{
+    if (!all->closing || !all->closed)
+        return;
+    for (size_t i = 0; i < all->n; i++)
+        if (!managed_stop(all->list[i]))
+            return;
+    let_go(all);
+    if (all->n_leaving)
+        return;
+    void (*closed)(void *arg) = all->closed;
+    all->closed = NULL;
+    closed(all->closed_arg);
+}
+
+void backends_poke(struct backends *all)
+{
+    arm(all, clock_ms() + 1);
+    let_go(all);
+    waiters_wake(&all->ready, NULL);
+    maybe_closed(all);
+}
+
+/* ---- picking ---- */
+
+bool backends_know(const struct backends *all, const char *model)
+{
+    for (size_t i = 0; i < all->n; i++)
+        if (backend_serves(all->list[i], model))
+            return true;
+    return false;
+}
+
+static bool wanted(const struct backend *b, const struct backend_query *q)
+{
+    bool named = q->n_only == 0;
+    for (size_t i = 0; i < q->n_only && !named; i++)
+        named = strcmp(b->config.name, q->only[i]) == 0;
+    for (size_t i = 0; i < q->n_tried && named; i++)
+        named = q->tried[i] != b;
+    return named;
+}
+
+static void explain(const struct backend *b, struct buf *why)
+{
+    const char *state = b->state == BACKEND_HEALTHY ? "full" : backend_states[b->state];
+    buf_addf(why, "%s%s is %s", why->len ? ", " : "", b->config.name, state);
+    if (b->state == BACKEND_EJECTED)
+        buf_addf(why, " (%s)", b->why);
+}
+
+enum backend_answer backends_pick(struct backends *all, const struct backend_query *q,
+                                  struct backend **out, const char **as, struct buf *why)
+{
+    struct balance_candidate c[BACKENDS_MAX];
+    struct backend *of[BACKENDS_MAX];
+    size_t n = 0;
+    bool later = false;
+    int64_t now = clock_ms();
+    for (size_t i = 0; i < all->n; i++) {
+        struct backend *b = all->list[i];
+        if (!backend_serves(b, q->model) || !wanted(b, q))
+            continue;
+        if (!backend_usable(b)) {
+            explain(b, why);
+            if (b->state == BACKEND_STOPPED)
+                managed_wake(b);
+            later = later || b->state == BACKEND_HEALTHY || b->state == BACKEND_STARTING;
+            continue;
+        }
+        of[n] = b;
+        c[n++] = (struct balance_candidate){b->id, backend_weight(b, now), b->requests, b->tokens,
+                                            &b->credit};
+    }
+    if (!n)
+        return later ? BACKENDS_WAIT : BACKENDS_NONE;
+    *out = of[balance_pick(&all->balance, c, n, &q->balance)];
+    *as = backend_serves(*out, q->model);
+    return BACKENDS_HERE;
+}
+
+void backends_end(struct backends *all, struct backend *b, int64_t tokens, enum backend_outcome o,
+                  const char *why)
+{
+    enum backend_state before = b->state;
+    bool was_full = b->requests >= b->config.max_requests;
+    backend_ref(b);
+    backend_end(b, tokens, o, why, clock_ms());
+    bool poke = b->state != before || was_full || before == BACKEND_HALF_OPEN || all->n_leaving;
+    backend_unref(b);
+    if (poke)
+        backends_poke(all);
+}
+
+/* ---- configuration ---- */
+
+static struct backend *take_same(struct backends *all, const struct backend_config *c)
+{
+    for (size_t i = 0; i < all->n; i++) {
+        struct backend *b = all->list[i];
+        if (!b || !backend_config_same(&b->config, c))
+            continue;
+        all->list[i] = NULL;
+        return b;
+    }
+    return NULL;
+}
+
+static void retire(struct backends *all, struct backend *b, int64_t now)
+{
+    if (b->probe) {
+        http_call_cancel(b->probe);
+        b->probe = NULL;
+        backend_unref(b);
+    }
+    backend_set_state(b, BACKEND_DRAINING, now);
+    if (all->n_leaving < BACKENDS_MAX)
+        all->leaving[all->n_leaving++] = b;
+    else
+        backend_unref(b); /* its requests hold it */
+}
+
+void backends_apply(struct backends *all, struct gateway_config *c)
+{
+    struct backend *list[BACKENDS_MAX];
+    int64_t now = clock_ms();
+    uint64_t seed;
+    rng_secret(&seed, sizeof seed);
+    for (size_t i = 0; i < c->n; i++) {
+        list[i] = take_same(all, &c->backends[i]);
+        if (list[i])
+            continue;
+        list[i] = backend_new(&c->backends[i], now);
+        list[i]->all = all;
+        list[i]->probe_at_ms = now + (int64_t)(i * PROBE_SPREAD_MS / (c->n + 1));
+    }
+    for (size_t i = 0; i < all->n; i++)
+        if (all->list[i])
+            retire(all, all->list[i], now);
+    memcpy(all->list, list, c->n * sizeof *list);
+    all->n = c->n;
+    all->config = c->balance;
+    all->retries.share = c->balance.retry_share;
+    balance_init(&all->balance, c->balance.policy, c->balance.load_factor, seed);
+    gateway_config_release(c);
+    backends_poke(all);
+}
+
+/* ---- life ---- */
+
+int backends_open(struct backends **out, struct http_loop *l, struct err *e)
+{
+    struct backends *all = xcalloc(1, sizeof *all);
+    int rc = http_client_open(&all->client, l, &(struct http_client_opts){.max_idle = 512}, e);
+    if (rc) {
+        free(all);
+        return rc;
+    }
+    all->loop = l;
+    all->timer = http_timer_new(l, look, all);
+    retry_budget_init(&all->retries, 0.2);
+    balance_init(&all->balance, BALANCE_LEAST_TOKENS, 1.25, 1);
+    *out = all;
+    return 0;
+}
+
+void backends_close(struct backends *all, void (*closed)(void *arg), void *arg)
+{
+    all->closing = true;
+    all->closed = closed;
+    all->closed_arg = arg;
+    for (size_t i = 0; i < all->n; i++) {
+        struct backend *b = all->list[i];
+        if (b->probe) {
+            http_call_cancel(b->probe);
+            b->probe = NULL;
+            backend_unref(b);
+        }
+    }
+    backends_poke(all);
+}
+
+void backends_free(struct backends *all)
+{
+    if (!all)
+        return;
+    for (size_t i = 0; i < all->n; i++) {
+        if (all->list[i]->probe)
+            backend_unref(all->list[i]);
+        backend_unref(all->list[i]);
+    }
+    for (size_t i = 0; i < all->n_leaving; i++)
+        backend_unref(all->leaving[i]);
+    http_client_close(all->client);
+    http_timer_free(all->timer);
+    free(all);
+}
+
+/* ---- what it tells ---- */
+
+static const struct backend_model *models_of(const struct backend *b, size_t *n)
+{
+    *n = b->config.n_models ? b->config.n_models : b->n_found;
+    return b->config.n_models ? b->config.models : b->found;
+}
+
+void backends_each_model(const struct backends *all,
+                         void (*fn)(void *arg, const char *model, const struct backend *b),
+                         void *arg)
+{
+    for (size_t i = 0; i < all->n; i++) {
+        size_t n;
+        const struct backend_model *m = models_of(all->list[i], &n);
+        for (size_t k = 0; k < n; k++) {
+            bool first = true;
+            for (size_t before = 0; before < i && first; before++)
+                first = !backend_serves(all->list[before], m[k].name);
+            if (first)
+                fn(arg, m[k].name, all->list[i]);
+        }
+    }
+}
+
+static void write_backend(struct jw *w, const struct backend *b, bool urls)
+{
+    size_t n;
+    const struct backend_model *m = models_of(b, &n);
+    jw_obj(w);
+    jw_kstr(w, "name", b->config.name);
+    jw_kstr(w, "kind", backend_kinds[b->config.kind]);
+    if (urls)
+        jw_kstr(w, "url", b->config.url);
+    jw_kstr(w, "state", backend_states[b->state]);
+    if (b->state != BACKEND_HEALTHY && b->why[0])
+        jw_kstr(w, "reason", b->why);
+    jw_kbool(w, "managed", b->config.argv != NULL);
+    jw_kint(w, "requests", b->requests);
+    jw_kint(w, "max_requests", b->config.max_requests);
+    jw_kint(w, "tokens", b->tokens);
+    jw_knum(w, "weight", b->config.weight);
+    jw_key(w, "models");
+    jw_arr(w);
+    for (size_t k = 0; k < n; k++)
+        jw_str(w, m[k].name);
+    jw_arr_end(w);
+    jw_obj_end(w);
+}
+
+void backends_write(const struct backends *all, struct jw *w, bool urls)
+{
+    jw_arr(w);
+    for (size_t i = 0; i < all->n; i++)
+        write_backend(w, all->list[i], urls);
+    for (size_t i = 0; i < all->n_leaving; i++)
+        write_backend(w, all->leaving[i], urls);
+    jw_arr_end(w);
+}
+
+static void head(struct buf *out, const char *name, const char *type, const char *help)
+{
+    buf_addf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void backend_rows(const struct backends *all, struct buf *out)
+{
+#define ROW(name_, type_, help_, value_)                                                           \
+    {                                                                                              \
+        name_, type_, help_, value_                                                                \
+    }
+    enum { STATE, REQUESTS, TOKENS, EJECTIONS, PROBES, FAILED_PROBES, PROMPT, COMPLETION };
+    static const struct {
+        const char *name, *type, *help;
+        int value;
+    } rows[] = {
+        ROW("terrace_backend_up", "gauge", "1 if it gets requests.", STATE),
+        ROW("terrace_backend_requests", "gauge", "Requests under way.", REQUESTS),
+        ROW("terrace_backend_tokens", "gauge", "Tokens under way, estimated.", TOKENS),
+        ROW("terrace_backend_ejections_total", "counter", "Times it was ejected.", EJECTIONS),
+        ROW("terrace_backend_probes_total", "counter", "Probes that ended.", PROBES),
+        ROW("terrace_backend_failed_probes_total", "counter", "Of them failed.", FAILED_PROBES),
+        ROW("terrace_backend_prompt_tokens_total", "counter", "As it counted them.", PROMPT),
+        ROW("terrace_backend_completion_tokens_total", "counter", "As it counted them.",
+            COMPLETION),
+    };
+    for (size_t r = 0; r < ARRAY_LEN(rows); r++) {
+        head(out, rows[r].name, rows[r].type, rows[r].help);
+        for (size_t i = 0; i < all->n; i++) {
+            const struct backend *b = all->list[i];
+            const double values[] = {
+                [STATE] = b->state == BACKEND_HEALTHY || b->state == BACKEND_HALF_OPEN,
+                [REQUESTS] = b->requests,
+                [TOKENS] = (double)b->tokens,
+                [EJECTIONS] = (double)b->n_ejections,
+                [PROBES] = (double)b->n_probes,
+                [FAILED_PROBES] = (double)b->n_failed_probes,
+                [PROMPT] = (double)b->prompt_tokens,
+                [COMPLETION] = (double)b->completion_tokens,
+            };
+            buf_addf(out, "%s{backend=\"%s\"} %.15g\n", rows[r].name, b->config.name,
+                     values[rows[r].value]);
+        }
+    }
+}
+
+void backends_metrics(const struct backends *all, struct buf *out)
+{
+    if (!all->n)
+        return;
+    backend_rows(all, out);
+    head(out, "terrace_backend_outcomes_total", "counter", "Requests by how they ended.");
+    for (size_t i = 0; i < all->n; i++)
+        for (int o = 0; o < OUTCOMES; o++)
+            buf_addf(out, "terrace_backend_outcomes_total{backend=\"%s\",outcome=\"%s\"} %llu\n",
+                     all->list[i]->config.name, backend_outcomes[o],
+                     (unsigned long long)all->list[i]->outcomes[o]);
+    const struct {
+        const char *name, *help;
+        uint64_t v;
+    } rows[] = {
+        {"terrace_proxy_requests_total", "Requests for backends.", all->n_requests},
+        {"terrace_proxy_retries_total", "Tries of another backend.", all->n_retries},
+        {"terrace_proxy_hedges_total", "Second backends asked for speed.", all->n_hedges},
+        {"terrace_proxy_budget_empty_total", "Retries that were not allowed.", all->n_budget_empty},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        head(out, rows[i].name, "counter", rows[i].help);
+        buf_addf(out, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].v);
+    }
+}

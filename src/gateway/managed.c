@@ -1,0 +1,301 @@
+#include "gateway/managed.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uv.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "gateway/backends.h"
+
+enum {
+    RESTART_MS = 500, /* the first pause before starting again */
+    RESTART_MAX_MS = 60000,
+    STEADY_MS = 60000,    /* who ran so long begins with the first pause again */
+    LINE_BYTES = 1024,    /* of output in one log line */
+    LAST_WORDS_MS = 1000, /* for output that is still in the pipes when the program has ended */
+    HUNG_EJECTIONS = 5,   /* in a row: the program is taken for hung */
+};
+
+/* Standard output or error. */
+struct output {
+    uv_pipe_t pipe;
+    struct backend_process *process;
+    struct buf line;
+    char chunk[4096];
+};
+
+struct backend_process {
+    struct backend *backend;
+    uv_process_t process;
+    struct output outputs[2];
+    bool running; /* from the start until all handles are closed */
+    bool stopping, killed;
+    int n_handles;
+    int64_t started_ms, ended_ms, kill_at_ms; /* ended_ms 0: not yet */
+    int64_t restart_at_ms, pause_ms;
+};
+
+bool managed_runs(const struct backend *b)
+{
+    const struct backend_process *p = b->process;
+    return p && p->running && !p->stopping && !p->ended_ms;
+}
+
+/* ---- output ---- */
+
+static void log_output(struct output *o, bool rest)
+{
+    while (o->line.len) {
+        const char *end = memchr(o->line.data, '\n', o->line.len);
+        size_t n = end ? (size_t)(end - o->line.data) : o->line.len;
+        if (!end && n < LINE_BYTES && !rest)
+            return;
+        n = n < LINE_BYTES ? n : LINE_BYTES;
+        for (size_t i = 0; i < n; i++)
+            if ((unsigned char)o->line.data[i] < 0x20)
+                o->line.data[i] = ' ';
+        if (n)
+            log_info(o->process->backend->config.name, "%.*s", (int)n, o->line.data);
+        buf_consume(&o->line, n + (n < o->line.len && o->line.data[n] == '\n'));
+    }
+}
+
+static void process_closed(struct backend_process *p)
+{
+    struct backend *b = p->backend;
+    if (--p->n_handles)
+        return;
+    p->running = p->stopping = p->killed = false;
+    backends_poke(b->all);
+    backend_unref(b); /* of start() */
+}
+
+static void on_process_closed(uv_handle_t *h)
+{
+    process_closed(h->data);
+}
+
+static void on_output_closed(uv_handle_t *h)
+{
+    struct output *o = h->data;
+    buf_release(&o->line);
+    process_closed(o->process);
+}
+
+static void close_output(struct output *o)
+{
+    if (uv_is_closing((uv_handle_t *)&o->pipe))
+        return;
+    log_output(o, true);
+    uv_close((uv_handle_t *)&o->pipe, on_output_closed);
+}
+
+static void give_room(uv_handle_t *h, size_t suggested, uv_buf_t *out)
+{
+    struct output *o = h->data;
+    *out = uv_buf_init(o->chunk, sizeof o->chunk);
+}
+
+static void on_output(uv_stream_t *s, ssize_t n, const uv_buf_t *chunk)
+{
+    struct output *o = s->data;
+    if (n > 0) {
+        buf_add(&o->line, chunk->base, (size_t)n);
+        log_output(o, false);
+    } else if (n < 0) {
+        close_output(o);
+    }
+}
+
+/* ---- start and end ---- */
+
+/* Somebody else's turn is over: when is the next start? */
+static void pause_restarts(struct backend_process *p, int64_t now)
+{
+    bool steady = p->pause_ms == 0 || now - p->started_ms > STEADY_MS;
+    p->pause_ms = steady ? RESTART_MS : 2 * p->pause_ms;
+    if (p->pause_ms > RESTART_MAX_MS)
+        p->pause_ms = RESTART_MAX_MS;
+    p->restart_at_ms = now + p->pause_ms;
+}
+
+static void on_ended(uv_process_t *process, int64_t status, int sig)
+{
+    struct backend_process *p = process->data;
+    struct backend *b = p->backend;
+    int64_t now = clock_ms();
+    char how[64];
+    snprintf(how, sizeof how, sig ? "ended by signal %d" : "ended with status %d",
+             sig ? sig : (int)status);
+    log_line(p->stopping ? LOG_INFO : LOG_WARN, "gateway", "backend %s: its program %s",
+             b->config.name, how);
+    kill(-process->pid, SIGKILL); /* what it has left of its group */
+    p->ended_ms = now;
+    if (b->state != BACKEND_STOPPED && b->state != BACKEND_DRAINING && !b->all->closing) {
+        snprintf(b->why, sizeof b->why, "its program %s", how);
+        pause_restarts(p, now);
+        backend_set_state(b, BACKEND_STARTING, now);
+    }
+    uv_close((uv_handle_t *)process, on_process_closed);
+    backends_poke(b->all);
+}
+
+static int spawn(struct backend *b, struct backend_process *p)
+{
+    uv_loop_t *uv = http_loop_uv(b->all->loop);
+    uv_stdio_container_t io[3] = {{.flags = UV_IGNORE}};
+    uv_process_options_t o = {
+        .file = b->config.argv[0],
+        .args = b->config.argv,
+        .flags = UV_PROCESS_DETACHED,
+        .exit_cb = on_ended,
+        .stdio = io,
+        .stdio_count = 3,
+    };
+    p->process.data = p;
+    for (int i = 0; i < 2; i++) {
+        uv_pipe_init(uv, &p->outputs[i].pipe, 0);
+        p->outputs[i].pipe.data = &p->outputs[i];
+        p->outputs[i].process = p;
+        io[i + 1].flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE;
+        io[i + 1].data.stream = (uv_stream_t *)&p->outputs[i].pipe;
+    }
+    return uv_spawn(uv, &p->process, &o);
+}
+
+static void start(struct backend *b, int64_t now)
+{
+    if (!b->process) {
+        b->process = xcalloc(1, sizeof *b->process);
+        b->process->backend = b;
+    }
+    struct backend_process *p = b->process;
+    backend_ref(b);
+    p->n_handles = 3;
+    p->running = true;
+    p->started_ms = now;
+    p->ended_ms = 0;
+    int rc = spawn(b, p);
+    if (rc) {
+        snprintf(b->why, sizeof b->why, "%s cannot be started: %s", b->config.argv[0],
+                 uv_strerror(rc));
+        log_error("gateway", "backend %s: %s", b->config.name, b->why);
+        p->ended_ms = now;
+        pause_restarts(p, now);
+        uv_close((uv_handle_t *)&p->process, on_process_closed);
+        for (int i = 0; i < 2; i++)
+            close_output(&p->outputs[i]);
+        return;
+    }
+    for (int i = 0; i < 2; i++)
+        uv_read_start((uv_stream_t *)&p->outputs[i].pipe, give_room, on_output);
+    log_info("gateway", "backend %s: started %s as process %d", b->config.name, b->config.argv[0],
+             p->process.pid);
+    b->probe_at_ms = now;
+}
+
+static void stop(struct backend_process *p, int64_t now)
+{
+    if (p->ended_ms)
+        return;
+    if (!p->stopping) {
+        p->stopping = true;
+        p->kill_at_ms = now + p->backend->config.stop_ms;
+        kill(-p->process.pid, SIGTERM);
+    } else if (!p->killed && now >= p->kill_at_ms) {
+        p->killed = true;
+        log_warn("gateway", "backend %s: its program does not end: killed",
+                 p->backend->config.name);
+        kill(-p->process.pid, SIGKILL);
+    }
+}
+
+/* ---- watching ---- */
+
+/* Is a running program of no use any more? */
+static bool should_end(struct backend *b, int64_t now)
+{
+    const struct backend_config *c = &b->config;
+    struct backend_process *p = b->process;
+    if (b->state == BACKEND_STARTING && now - p->started_ms > c->start_ms) {
+        log_warn("gateway", "backend %s: not healthy %lld s after its start: restarting it",
+                 c->name, (long long)(c->start_ms / 1000));
+        return true;
+    }
+    if (b->state == BACKEND_EJECTED && b->ejections >= HUNG_EJECTIONS) {
+        log_warn("gateway", "backend %s: does not recover: restarting it", c->name);
+        return true;
+    }
+    if (c->idle_stop_ms && b->state == BACKEND_HEALTHY && b->requests == 0 &&
+        now - b->used_ms >= c->idle_stop_ms) {
+        backend_set_state(b, BACKEND_STOPPED, now);
+        return true;
+    }
+    return false;
+}
+
+/* When something may happen next to a program that runs. */
+static int64_t next_look(const struct backend *b, int64_t now)
+{
+    const struct backend_process *p = b->process;
+    const struct backend_config *c = &b->config;
+    if (p->ended_ms)
+        return p->ended_ms + LAST_WORDS_MS + 1;
+    if (p->stopping)
+        return p->killed ? 0 : p->kill_at_ms;
+    int64_t next = now + 1000;
+    if (c->idle_stop_ms && b->used_ms + c->idle_stop_ms < next)
+        next = b->used_ms + c->idle_stop_ms;
+    return next > now ? next : now + 1;
+}
+
+int64_t managed_look(struct backend *b, int64_t now)
+{
+    struct backend_process *p = b->process;
+    if (!b->config.argv)
+        return 0;
+    if (p && p->running) {
+        if (p->ended_ms && now - p->ended_ms > LAST_WORDS_MS)
+            for (int i = 0; i < 2; i++) /* somebody outside of the group holds the other end */
+                close_output(&p->outputs[i]);
+        else if (p->stopping || should_end(b, now))
+            stop(p, now);
+        return next_look(b, now);
+    }
+    if (b->all->closing || b->state == BACKEND_DRAINING || b->state == BACKEND_STOPPED)
+        return 0;
+    if (p && now < p->restart_at_ms)
+        return p->restart_at_ms;
+    start(b, now);
+    return next_look(b, now);
+}
+
+void managed_wake(struct backend *b)
+{
+    int64_t now = clock_ms();
+    b->used_ms = now;
+    if (b->process)
+        b->process->restart_at_ms = 0;
+    backend_set_state(b, BACKEND_STARTING, now);
+    backends_poke(b->all);
+}
+
+bool managed_stop(struct backend *b)
+{
+    struct backend_process *p = b->process;
+    if (!p || !p->running)
+        return true;
+    stop(p, clock_ms());
+    return false;
+}
+
+void managed_free(struct backend *b)
+{
+    BUG_ON(b->process && b->process->running);
+    free(b->process);
+    b->process = NULL;
+}

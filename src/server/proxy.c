@@ -1,0 +1,621 @@
+#include "server/proxy.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "base/json_scan.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "gateway/event_pass.h"
+#include "http/link.h"
+#include "server/router.h"
+
+enum {
+    REPLY_MAX_BYTES = 64 << 20,
+    UNKNOWN_TOKENS = 256, /* of an answer, for the load of a backend */
+    PREFIX_BYTES = 1024,  /* of a prompt without messages */
+};
+
+/* One backend at work on the request. */
+struct attempt {
+    struct proxy *proxy;
+    struct backend *backend; /* NULL: this place is free */
+    struct http_call *call;
+    struct buf body; /* the request with edits; empty: the client's bytes */
+    int status;
+    char type[96], retry_after[16];
+    bool streams;
+    struct event_pass events;
+    struct buf reply;
+};
+
+struct proxy {
+    struct exchange *x;
+    struct backends *all;
+    struct proxy_plan plan;                       /* strings are in the exchange's arena */
+    struct str model_at, persona_at, messages_at; /* values in the body, p NULL: absent */
+    struct balance_request balance;
+    int64_t tokens, start_ms;
+    struct attempt attempts[2]; /* the second one is the hedge */
+    struct attempt *winner;     /* whose bytes the client gets */
+    struct backend *tried[BACKENDS_MAX_TRIES];
+    size_t n_tried;
+    int retries;
+    bool waits;
+    struct waiter waiter;
+    struct http_timer *hedge; /* NULL: none */
+    bool starting;            /* inside of proxy_start: a failure is for its caller */
+    int status;               /* of the last failure, for the client */
+    const char *code;
+    char retry_after[16];
+    struct err err;
+};
+
+static void try_next(struct proxy *p);
+
+/* ---- memory ---- */
+
+static void attempt_release(struct attempt *a, enum backend_outcome o, const char *why)
+{
+    struct proxy *p = a->proxy;
+    struct backend *b = a->backend;
+    if (!b)
+        return;
+    if (a->call)
+        http_call_cancel(a->call);
+    event_pass_release(&a->events);
+    buf_release(&a->body);
+    buf_release(&a->reply);
+    *a = (struct attempt){.proxy = p};
+    backends_end(p->all, b, p->tokens, o, why);
+}
+
+/* The exchange goes on without the proxy. */
+static void proxy_free(struct proxy *p)
+{
+    struct backends *all = p->all;
+    p->x->proxy = NULL;
+    if (p->waits)
+        all->n_waiting--;
+    waiter_cancel(&p->waiter);
+    http_timer_free(p->hedge);
+    for (int i = 0; i < 2; i++)
+        attempt_release(&p->attempts[i], OUTCOME_NEUTRAL, NULL);
+    for (size_t i = 0; i < p->n_tried; i++)
+        backend_unref(p->tried[i]);
+    free(p);
+}
+
+/* ---- failures ---- */
+
+static void fail(struct proxy *p, int status, const char *code, const struct err *e)
+{
+    struct exchange *x = p->x;
+    struct err copy = *e;
+    if (p->starting) {
+        p->status = status;
+        p->code = code;
+        p->err = copy;
+        return;
+    }
+    if (status == 429 && p->retry_after[0] && !x->says_when) {
+        http_add_header(x->http, "Retry-After", p->retry_after);
+        x->says_when = true;
+    }
+    proxy_free(p);
+    if (x->job)
+        job_fail(x->job, status, code, &copy);
+    else
+        answer_error(x, status, code, &copy);
+}
+
+static void fail_last(struct proxy *p)
+{
+    fail(p, p->status, p->status == 504 ? "backend_timeout" : "backend_error", &p->err);
+}
+
+static bool may_retry(struct proxy *p)
+{
+    bool late = p->plan.deadline_ms && clock_ms() >= p->plan.deadline_ms;
+    if (late || p->retries >= p->all->config.retries || p->n_tried == BACKENDS_MAX_TRIES)
+        return false;
+    if (!retry_budget_take(&p->all->retries)) {
+        p->all->n_budget_empty++;
+        return false;
+    }
+    p->retries++;
+    p->all->n_retries++;
+    return true;
+}
+
+static bool is_running(const struct proxy *p)
+{
+    return p->attempts[0].backend || p->attempts[1].backend;
+}
+
+/* The attempt is over without an answer; `status` is what the client would get. */
+static void attempt_failed(struct attempt *a, enum backend_outcome o, int status, const char *why)
+{
+    struct proxy *p = a->proxy;
+    bool begun = p->winner == a;
+    int code = status == 504 ? ERR_TIMEOUT : status == 429 ? ERR_BUSY : ERR_IO;
+    p->status = status;
+    err_set(&p->err, code, "backend %s: %s", a->backend->config.name, why);
+    log_debug("proxy", "%s", p->err.msg);
+    snprintf(p->retry_after, sizeof p->retry_after, "%s", a->retry_after);
+    attempt_release(a, o, why);
+    if (begun)
+        fail_last(p);
+    else if (is_running(p))
+        return;
+    else if (may_retry(p))
+        try_next(p);
+    else
+        fail_last(p);
+}
+
+/* ---- the answer ---- */
+
+static void add_headers(struct proxy *p, struct attempt *a)
+{
+    struct exchange *x = p->x;
+    http_add_header(x->http, "x-terrace-backend", a->backend->config.name);
+    if (!x->job)
+        return;
+    snprintf(x->job->backend, sizeof x->job->backend, "%s", a->backend->config.name);
+    router_explain(x->job);
+    router_first_token(x->job);
+}
+
+/* This attempt answers; the other one may go. */
+static void win(struct attempt *a)
+{
+    struct proxy *p = a->proxy;
+    p->winner = a;
+    for (int i = 0; i < 2; i++)
+        if (&p->attempts[i] != a)
+            attempt_release(&p->attempts[i], OUTCOME_NEUTRAL, NULL);
+    add_headers(p, a);
+}
+
+/* The answer is complete. */
+static void finish(struct attempt *a, int64_t prompt, int64_t completion)
+{
+    struct proxy *p = a->proxy;
+    struct job *j = p->x->job;
+    a->backend->prompt_tokens += (uint64_t)prompt;
+    a->backend->completion_tokens += (uint64_t)completion;
+    if (j) {
+        struct engine_usage u = {.prompt_tokens = (int)prompt,
+                                 .completion_tokens = (int)completion,
+                                 .decode_ms = (double)(clock_ms() - p->start_ms)};
+        router_answered(j, &u);
+    }
+    a->call = NULL;
+    attempt_release(a, OUTCOME_OK, NULL);
+    proxy_free(p);
+}
+
+static void pass_events(struct attempt *a, const char *data, size_t n)
+{
+    struct proxy *p = a->proxy;
+    struct http_req *http = p->x->http;
+    struct str whole;
+    if (!event_pass_add(&a->events, data, n, &whole)) {
+        attempt_failed(a, OUTCOME_FAILED, 502, "its event stream is garbled");
+        return;
+    }
+    if (!whole.n)
+        return;
+    if (!p->winner) {
+        if (!a->events.n_data && !a->events.done)
+            return; /* pings: another backend may still be the one */
+        win(a);
+        p->x->status = 200;
+        http_begin_events(http);
+        if (p->x->job)
+            p->x->job->begun = true;
+    }
+    if (!http_write(http, whole.p, whole.n))
+        http_call_pause(a->call);
+}
+
+static void stream_over(struct attempt *a, const struct err *e)
+{
+    struct proxy *p = a->proxy;
+    if (!a->events.done) {
+        int status = e && e->code == ERR_TIMEOUT ? 504 : 502;
+        attempt_failed(a, OUTCOME_FAILED, status, e ? e->msg : "its stream ended without [DONE]");
+        return;
+    }
+    int64_t completion = a->events.completion_tokens;
+    http_end(p->x->http);
+    finish(a, a->events.prompt_tokens, completion ? completion : (int64_t)a->events.n_data);
+}
+
+static void reply_over(struct attempt *a)
+{
+    struct proxy *p = a->proxy;
+    struct str body = {buf_str(&a->reply), a->reply.len};
+    char why[64];
+    int64_t prompt = 0, completion = 0;
+    if (a->status == 401 || a->status == 403) {
+        attempt_failed(a, OUTCOME_FAILED, 502, "it refuses our key");
+        return;
+    }
+    if (a->status == 429 || a->status >= 500) {
+        snprintf(why, sizeof why, "it answered with status %d", a->status);
+        attempt_failed(a, a->status == 429 ? OUTCOME_NEUTRAL : OUTCOME_FAILED,
+                       a->status == 429 ? 429 : 502, why);
+        return;
+    }
+    if (a->status < 200 || (a->status >= 300 && a->status < 400) ||
+        !json_scan(body, NULL, NULL, 0)) {
+        snprintf(why, sizeof why, "its answer (status %d) is not JSON", a->status);
+        attempt_failed(a, OUTCOME_FAILED, 502, why);
+        return;
+    }
+    win(a);
+    event_usage(body, &prompt, &completion);
+    answer(p->x, a->status, "application/json", body.p, body.n);
+    finish(a, prompt, completion);
+}
+
+/* ---- callbacks of the call ---- */
+
+static void copy_value(const struct http_head *head, const char *name, char *out, size_t room)
+{
+    struct str v = http_head_get(head, name);
+    snprintf(out, room, "%.*s", v.p ? (int)(v.n < room ? v.n : room) : 0, v.p ? v.p : "");
+}
+
+static void on_head(struct http_call *call, const struct http_head *head)
+{
+    struct attempt *a = http_call_arg(call);
+    a->status = head->status;
+    copy_value(head, "content-type", a->type, sizeof a->type);
+    copy_value(head, "retry-after", a->retry_after, sizeof a->retry_after);
+    a->streams = a->status == 200 && str_starts(str_of(a->type), "text/event-stream");
+}
+
+static void on_data(struct http_call *call, const char *data, size_t n)
+{
+    struct attempt *a = http_call_arg(call);
+    if (a->streams)
+        pass_events(a, data, n);
+    else if (a->reply.len + n > REPLY_MAX_BYTES)
+        attempt_failed(a, OUTCOME_FAILED, 502, "its answer is too large");
+    else
+        buf_add(&a->reply, data, n);
+}
+
+static void on_end(struct http_call *call, const struct err *e)
+{
+    struct attempt *a = http_call_arg(call);
+    if (a->streams) {
+        a->call = NULL;
+        stream_over(a, e);
+        return;
+    }
+    a->call = NULL;
+    if (!e) {
+        reply_over(a);
+        return;
+    }
+    bool late = a->proxy->plan.deadline_ms && clock_ms() >= a->proxy->plan.deadline_ms;
+    enum backend_outcome o = e->code == ERR_IO && !a->status ? OUTCOME_UNREACHABLE : OUTCOME_FAILED;
+    /* a deadline of the client's choice is not the backend's fault */
+    attempt_failed(a, late ? OUTCOME_NEUTRAL : o, e->code == ERR_TIMEOUT ? 504 : 502, e->msg);
+}
+
+/* ---- the request ---- */
+
+static void add_quoted(struct buf *b, const char *text)
+{
+    struct jw w;
+    jw_init(&w, b);
+    jw_str(&w, text);
+    jw_done(&w);
+}
+
+struct edit {
+    struct str at; /* in the body */
+    const char *text;
+};
+
+/* The client's bytes with some values replaced; edits may come in any order. */
+static void apply_edits(struct buf *out, struct str body, struct edit *edits, size_t n)
+{
+    const char *from = body.p, *end = body.p + body.n;
+    for (size_t done = 0; done < n; done++) {
+        struct edit *next = NULL;
+        for (size_t i = 0; i < n; i++)
+            if (edits[i].at.p && edits[i].at.p >= from && (!next || edits[i].at.p < next->at.p))
+                next = &edits[i];
+        if (!next)
+            break;
+        buf_add(out, from, (size_t)(next->at.p - from));
+        buf_adds(out, next->text);
+        from = next->at.p + next->at.n;
+    }
+    buf_add(out, from, (size_t)(end - from));
+}
+
+/* The model under the name that the backend knows, and a persona's messages in their place. */
+static void make_body(struct proxy *p, const char *as, struct buf *out)
+{
+    struct str given;
+    bool same = json_scan_string(p->model_at, &given) && str_eqs(given, as);
+    if (same && !p->plan.messages)
+        return;
+    struct buf model = {0};
+    char *messages = p->plan.messages ? json_dumps(p->plan.messages, JSON_COMPACT) : NULL;
+    struct str open = {memchr(p->plan.body.p, '{', p->plan.body.n), 1};
+    bool absent = !p->model_at.p;
+    if (absent)
+        buf_adds(&model, "{\"model\":");
+    add_quoted(&model, as);
+    if (absent)
+        buf_addc(&model, ',');
+    struct edit edits[] = {
+        {absent ? open : p->model_at, buf_str(&model)},
+        {messages ? p->messages_at : (struct str){NULL, 0}, messages},
+        {messages ? p->persona_at : (struct str){NULL, 0}, "null"},
+    };
+    apply_edits(out, p->plan.body, edits, ARRAY_LEN(edits));
+    buf_release(&model);
+    free(messages);
+}
+
+static void start_attempt(struct proxy *p, struct attempt *a, struct backend *b, const char *as)
+{
+    struct exchange *x = p->x;
+    const struct backend_config *c = &b->config;
+    struct arena *arena = &x->http->arena;
+    struct str id = http_header(x->http, "x-request-id");
+    *a = (struct attempt){.proxy = p, .backend = b};
+    backend_ref(b);
+    p->tried[p->n_tried++] = b;
+    backend_begin(b, p->tokens, clock_ms());
+    make_body(p, as, &a->body);
+    const char *headers[5], *url = arena_printf(arena, "%s%s", c->url, p->plan.path);
+    int n = 0;
+    headers[n++] = "Content-Type: application/json";
+    if (c->key)
+        headers[n++] = arena_printf(arena, "Authorization: Bearer %s", c->key);
+    if (id.n && id.n <= 128)
+        headers[n++] = arena_printf(arena, "X-Request-Id: %.*s", (int)id.n, id.p);
+    headers[n] = NULL;
+    a->call =
+        http_call_start(p->all->client, &(struct http_call_opts){
+                                            .url = url,
+                                            .headers = headers,
+                                            .body = a->body.len ? a->body.data : p->plan.body.p,
+                                            .n_body = a->body.len ? a->body.len : p->plan.body.n,
+                                            .ca_file = c->ca_file,
+                                            .connect_ms = c->connect_ms,
+                                            .first_byte_ms = c->first_byte_ms,
+                                            .idle_ms = c->idle_ms,
+                                            .deadline_ms = p->plan.deadline_ms,
+                                            .arg = a,
+                                            .on_head = on_head,
+                                            .on_data = on_data,
+                                            .on_end = on_end,
+                                        });
+}
+
+static enum backend_answer pick(struct proxy *p, struct backend **b, const char **as,
+                                struct buf *why)
+{
+    struct backend_query q = {
+        .model = p->plan.model,
+        .only = p->plan.only,
+        .n_only = p->plan.n_only,
+        .tried = p->tried,
+        .n_tried = p->n_tried,
+        .balance = p->balance,
+    };
+    return backends_pick(p->all, &q, b, as, why);
+}
+
+static void wait_for_backend(struct proxy *p)
+{
+    if (p->all->n_waiting >= BACKENDS_MAX_WAITING) {
+        struct err e = {0};
+        err_set(&e, ERR_BUSY, "too many requests wait for backends of '%.128s'", p->plan.model);
+        fail(p, 429, "queue_full", &e);
+        return;
+    }
+    p->waits = true;
+    p->all->n_waiting++;
+    waiters_add(&p->all->ready, &p->waiter);
+}
+
+static void try_next(struct proxy *p)
+{
+    struct backend *b;
+    const char *as;
+    struct buf why = {0};
+    switch (pick(p, &b, &as, &why)) {
+    case BACKENDS_HERE:
+        start_attempt(p, &p->attempts[0], b, as);
+        break;
+    case BACKENDS_WAIT:
+        wait_for_backend(p);
+        break;
+    case BACKENDS_NONE:
+        if (p->status) { /* there was a try, and its reason says more */
+            fail_last(p);
+        } else {
+            struct err e = {0};
+            err_set(&e, ERR_BUSY, "no backend can serve '%.128s' now: %.250s", p->plan.model,
+                    why.len ? why.data : "none is configured for it");
+            fail(p, 503, "no_backend", &e);
+        }
+        break;
+    }
+    buf_release(&why);
+}
+
+static void on_ready(struct waiter *w, const struct err *failed)
+{
+    struct proxy *p = CONTAINER_OF(w, struct proxy, waiter);
+    p->waits = false;
+    p->all->n_waiting--;
+    try_next(p);
+}
+
+/* The first backend is slow to begin. */
+static void on_hedge(void *arg)
+{
+    struct proxy *p = arg;
+    struct backend *b;
+    const char *as;
+    struct buf why = {0};
+    bool alone = p->attempts[0].backend && !p->attempts[1].backend && !p->winner;
+    if (alone && p->n_tried < BACKENDS_MAX_TRIES && pick(p, &b, &as, &why) == BACKENDS_HERE &&
+        retry_budget_take(&p->all->retries)) {
+        p->all->n_hedges++;
+        start_attempt(p, &p->attempts[1], b, as);
+    }
+    buf_release(&why);
+}
+
+/* What a chat begins with: the first message, or the first part of the prompt. */
+static void find_prefix(struct proxy *p, struct str prompt)
+{
+    struct str first = prompt;
+    if (p->messages_at.p && !json_scan_first(p->messages_at, &first))
+        return;
+    if (p->persona_at.p && p->plan.messages)
+        first = p->persona_at;
+    if (!first.p)
+        return;
+    size_t n = p->messages_at.p || first.n < PREFIX_BYTES ? first.n : PREFIX_BYTES;
+    p->balance = (struct balance_request){true, XXH3_64bits(first.p, n)};
+}
+
+static bool read_body(struct proxy *p)
+{
+    static const char *const keys[] = {"model", "persona", "messages", "prompt"};
+    struct str v[4];
+    if (!json_scan(p->plan.body, keys, v, 4))
+        return false;
+    p->model_at = v[0];
+    p->persona_at = v[1];
+    p->messages_at = v[2];
+    find_prefix(p, v[3]);
+    return true;
+}
+
+static void on_drain(struct http_req *r)
+{
+    struct exchange *x = r->user;
+    if (x->proxy && x->proxy->winner && x->proxy->winner->call)
+        http_call_resume(x->proxy->winner->call);
+}
+
+static void begin(struct proxy *p)
+{
+    const struct balance_config *c = &p->all->config;
+    struct err e = {0};
+    p->all->n_requests++;
+    retry_budget_request(&p->all->retries);
+    if (!read_body(p)) {
+        err_set(&e, ERR_INVALID,
+                "a request for a remote model must be one JSON object, its field "
+                "names written without escapes");
+        fail(p, 400, NULL, &e);
+        return;
+    }
+    if (c->hedge_ms && p->plan.max_tokens && p->plan.max_tokens <= c->hedge_tokens) {
+        p->hedge = http_timer_new(p->x->server->loop, on_hedge, p);
+        http_timer_start(p->hedge, c->hedge_ms, 0);
+    }
+    try_next(p);
+}
+
+int proxy_start(struct exchange *x, const struct proxy_plan *plan, const char **code, struct err *e)
+{
+    struct proxy *p = xcalloc(1, sizeof *p);
+    struct arena *arena = &x->http->arena;
+    p->x = x;
+    p->all = x->server->backends;
+    p->plan = *plan;
+    p->plan.model = arena_strdup(arena, str_of(plan->model));
+    p->waiter.wake = on_ready;
+    p->start_ms = clock_ms();
+    p->attempts[0].proxy = p->attempts[1].proxy = p;
+    p->tokens = (int64_t)plan->body.n / 4 + (plan->max_tokens ? plan->max_tokens : UNKNOWN_TOKENS);
+    x->proxy = p;
+    x->http->on_drain = on_drain;
+    p->starting = true;
+    begin(p);
+    p->starting = false;
+    int status = p->status;
+    if (!status)
+        return 0;
+    *code = p->code;
+    *e = p->err;
+    proxy_free(p);
+    return status;
+}
+
+void proxy_cancel(struct exchange *x)
+{
+    if (x->proxy)
+        proxy_free(x->proxy);
+}
+
+void proxy_closed(struct exchange *x)
+{
+    proxy_cancel(x);
+}
+
+void proxy_tick(struct exchange *x)
+{
+    struct proxy *p = x->proxy;
+    if (!p || !p->waits || !p->plan.deadline_ms || clock_ms() < p->plan.deadline_ms)
+        return;
+    struct err e = {0};
+    err_set(&e, ERR_TIMEOUT, "no backend of '%.128s' was free before the deadline", p->plan.model);
+    fail(p, 504, "backend_timeout", &e);
+}
+
+/* ---- the stage ---- */
+
+static bool lists_local(const struct names *only)
+{
+    bool local = !only || only->n == 0;
+    for (int i = 0; i < (only ? only->n : 0); i++)
+        local = local || strcmp(only->at[i], "local") == 0;
+    return local;
+}
+
+enum job_step proxy_stage(struct job *j)
+{
+    static const char *const paths[] = {
+        [OPENAI_CHAT] = "/v1/chat/completions",
+        [OPENAI_COMPLETION] = "/v1/completions",
+    };
+    struct server *s = j->server;
+    const char *model = j->req.model;
+    const struct names *only = router_backends(j);
+    bool local = lists_local(only) && (!model || served_find(s, model));
+    if (local || !model || (!backends_know(s->backends, model) && lists_local(only)))
+        return JOB_GO;
+    struct proxy_plan plan = {
+        .path = paths[j->endpoint],
+        .model = model,
+        .only = only ? (const char *const *)only->at : NULL,
+        .n_only = only ? (size_t)only->n : 0,
+        .body = job_body(j),
+        .messages = j->req.persona ? j->req.messages : NULL,
+        .max_tokens = j->req.gen.max_tokens,
+        .deadline_ms = j->deadline_ms,
+    };
+    int status = proxy_start(j->x, &plan, &j->code, &j->err);
+    return status ? job_refuse(j, status, j->code) : JOB_TAKEN;
+}

@@ -1,0 +1,47 @@
+/* proxy.h - requests that a remote engine answers: the bytes go through, both ways.
+ *
+ * Client and backend speak the same dialect, so neither body is parsed into a tree: of the request
+ * the model's name is replaced if the backend knows it by another one, the answer is checked to be
+ * what it claims (one JSON object; whole events ending with [DONE]) and passed on. What the client
+ * gets comes from one backend from the first byte to the last:
+ *
+ *   pick -> ask -> first whole event, or whole answer -> client
+ *     ^------ failure, 429, 5xx: another backend, within retries, budget and deadline
+ *
+ * After the first byte a failure ends the stream with an error event. A slow client pauses the
+ * backend, a client that leaves cancels it. With hedging a second backend is asked when the first
+ * is slow to begin; who begins first answers, the other is cancelled. Messages name the backend,
+ * never its URL. The server's thread. */
+#pragma once
+
+#include "gateway/backends.h"
+#include "server/job.h"
+
+struct proxy;
+
+/* One request for backends; all of it is copied but the body, which must stay until x is closed. */
+struct proxy_plan {
+    const char *path;        /* "/v1/chat/completions" */
+    const char *model;       /* as backends and clients know it */
+    const char *const *only; /* names of backends in question, n_only 0: all that serve it */
+    size_t n_only;
+    struct str body;
+    json_t *messages;    /* put in the place of the body's (a persona was applied); NULL: not */
+    int64_t max_tokens;  /* 0: unknown */
+    int64_t deadline_ms; /* 0: none */
+};
+
+/* Begins: x is answered from now on, or its job gets job_fail. Or the HTTP status, *code and e, and
+ * nothing has happened. */
+int proxy_start(struct exchange *x, const struct proxy_plan *plan, const char **code,
+                struct err *e);
+
+void proxy_cancel(struct exchange *x); /* nothing was sent: somebody else will answer */
+void proxy_closed(struct exchange *x); /* x is over, by its end or because the client left */
+void proxy_tick(struct exchange *x);   /* about once a second */
+
+/* The stage between route and model: a model that backends serve and this process does not. */
+enum job_step proxy_stage(struct job *j);
+
+/* proxy_http.c */
+route_fn handle_backends;
