@@ -23,6 +23,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/arena.h"
+#include "base/buf.h"
 #include "base/waiter.h"
 #include "model/adapter.h"
 #include "model/model.h"
@@ -30,7 +32,6 @@
 
 struct adapters;
 struct adapter_slot;
-struct db;
 struct served;
 struct server;
 
@@ -47,23 +48,26 @@ struct adapter_lease {
     struct adapters *all;
     struct adapter_lease *next, **link; /* among those that wait; link NULL: it does not */
     struct waiters granted;             /* its owner, while it waits */
-    struct adapter_slot *slots[MODEL_MAX_ADAPTERS];
-    float scales[MODEL_MAX_ADAPTERS];
-    bool fixed[MODEL_MAX_ADAPTERS]; /* the reference said which version */
+    struct served *model;               /* held */
+    struct {
+        struct adapter_slot *slot;
+        float scale;
+        bool fixed; /* the reference said which version */
+    } uses[MODEL_MAX_ADAPTERS];
     int n;
     bool holds; /* granted */
     struct err failed;
 };
 
 /* If `name` (the "model" of a request) is an adapter's, an alias or BASE:ADAPTER: the base model,
- * and the reference for a pick; false if it is none of these. The strings are good until the
- * registry changes: copy them. */
+ * and the reference for a pick; false if it is none of these. The strings are good until the next
+ * call, and while `name` is. */
 bool adapters_find_model(struct adapters *all, const char *name, char **base, char **adapter);
 
-/* Resolves the picks for a request on model m and begins the loads. With n == 0 and a user: the
- * adapter that is theirs on this model, if they have one. ERR_NOTFOUND (no such adapter: 404),
- * ERR_INVALID (another base, too many, a scale that is not finite), ERR_LIMIT (they never fit
- * together). */
+/* Resolves the picks for a request on model m, which it holds until adapters_release, and begins
+ * the loads. With n == 0 and a user: the adapter that is theirs on this model, if they have one.
+ * ERR_NOTFOUND (no such adapter: 404), ERR_INVALID (another base, too many, a scale that is not
+ * finite), ERR_LIMIT (they never fit together). */
 int adapters_take(struct adapters *all, struct adapter_lease *l, struct served *m,
                   const struct adapter_pick *picks, int n, const char *user, struct err *e);
 
@@ -71,6 +75,10 @@ int adapters_take(struct adapters *all, struct adapter_lease *l, struct served *
  * 0: w waits, and is woken when asking again makes sense. Else an error: a load failed. */
 int adapters_get(struct adapter_lease *l, struct waiter *w, struct adapter_use *uses,
                  struct err *e);
+
+/* What the i-th adapter of a lease computes with, known before it is granted: for keys of what is
+ * computed under it. */
+const uint8_t *adapters_digest(const struct adapter_lease *l, int i);
 
 /* The request is over, or gives up. Accepts what holds nothing. */
 void adapters_release(struct adapter_lease *l);
@@ -159,21 +167,22 @@ void adapters_counts(struct adapters *all, struct adapters_counts *out);
 /* ---- life ---- */
 
 struct adapters_opts {
-    struct db *db;    /* outlives it; NULL: adapters are forgotten with the process */
     const char *root; /* folder below which paths must be, NULL: nothing can be added by path */
-    uint64_t budget;  /* bytes of resident adapters, 0: none */
+    uint64_t budget;  /* bytes of resident adapters, 0: none are taken */
+    bool reserve;     /* keeps the budget free for them from the start; else they get of it what
+                         models leave */
     int64_t load_stall_ms; /* a load that takes longer makes /health unhealthy, 0: 60000 */
+    /* Registered (again) when their model is ready: "NAME=PATH", for the default model, or as JSON
+     * {"name", "path", "base_model_name"}. Any place. Copied. */
+    const char *const *modules;
+    size_t n_modules;
 };
 
-/* ERR_* of the database. */
+/* ERR_* of the database; ERR_NOTFOUND: there is no such root; ERR_INVALID: a module that is none.
+ */
 int adapters_new(struct adapters **out, struct server *s, const struct adapters_opts *o,
                  struct err *e);
 void adapters_stop(struct adapters *all); /* ends its threads; before the loop is freed */
 void adapters_free(struct adapters *all);
-
-/* m answers from now on: what is pinned for it gets loaded. */
-void adapters_attached(struct adapters *all, struct served *m);
-/* m is going: forgets what was loaded for it. No lease is on it any more. */
-void adapters_detached(struct adapters *all, struct served *m);
 
 void adapters_tick(struct adapters *all); /* about once a second */

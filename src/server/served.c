@@ -181,7 +181,7 @@ static int not_ready(struct server *s, const struct served *m, const char **code
 
 void served_hold(struct served *m)
 {
-    BUG_ON(m->state != SERVED_READY);
+    BUG_ON(m->state != SERVED_READY && !(m->state == SERVED_DRAINING && m->users));
     m->users++;
     m->used_ms = clock_ms();
 }
@@ -223,7 +223,8 @@ void served_put(struct served *m)
         return;
     BUG_ON(m->users <= 0);
     m->used_ms = clock_ms();
-    if (--m->users || !m->model.owner)
+    bool over = m->server->draining && !m->server->http; /* no thread can report back any more */
+    if (--m->users || !m->model.owner || over)
         return;
     if (m->state == SERVED_DRAINING || (m->keep_ms == 0 && !m->named))
         unload_start(m);

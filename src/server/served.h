@@ -87,7 +87,7 @@ enum { SERVED_WAIT = 1 };
 int served_acquire(struct server *s, const char *name, const struct keep_alive *keep,
                    struct waiter *w, struct served **out, const char **code, struct err *e);
 
-/* One more user of a model that is READY. */
+/* One more user of a model that is READY, or DRAINING with users. */
 void served_hold(struct served *m);
 void served_put(struct served *m); /* accepts NULL */
 

@@ -74,6 +74,7 @@ static void tick(void *arg)
         job_tick(j);
     }
     served_tick(s);
+    adapters_tick(s->adapters);
     personas_advance(s->personas);
     bool late = clock_ms() >= s->give_up_ms;
     if (!s->http && !s->served.n_threads && (!s->jobs || late) && close_backends(s)) {
@@ -139,6 +140,8 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
         rc = backends_open(&s->backends, s->loop, e);
     }
     if (!rc)
+        rc = adapters_new(&s->adapters, s, &o->adapters, e);
+    if (!rc)
         rc = http_server_open(&s->http, s->loop, &s->opts.http, &s->port, e);
     if (rc) {
         server_free(s);
@@ -160,12 +163,14 @@ void server_free(struct server *s)
         stop_on_loop(s);
         http_loop_run(s->loop);
     }
+    adapters_stop(s->adapters);
     served_free_engines(s);
     backends_free(s->backends);
     if (s->tick)
         http_timer_free(s->tick);
     if (s->loop)
         http_loop_free(s->loop); /* runs what engines posted last, so that their jobs end */
+    adapters_free(s->adapters);
     served_free_all(s);
     personas_free(s->personas);
     router_free(s->router);

@@ -30,8 +30,10 @@
 #include "chat/template.h"
 #include "engine/engine.h"
 #include "http/http.h"
+#include "server/adapters.h"
 #include "tokenizer/tokenizer.h"
 
+struct db;
 struct server;
 struct server_load;
 struct server_model;
@@ -80,6 +82,8 @@ struct server_opts {
     int64_t keep_alive_ms; /* how long other models stay after their last use, -1: for good */
     int64_t room_ms;       /* how long a model waits for others to make room, 0: 60000 */
     int64_t load_stall_ms; /* /health reports a load without progress for so long, 0: 60000 */
+    struct db *db;         /* outlives the server, NULL: what it would keep there ends with it */
+    struct adapters_opts adapters;
 };
 
 /* Binds the port: a client that connects from now on waits until server_run. ERR_IO, ERR_INVALID as
@@ -125,6 +129,7 @@ struct server_model {
     int n_ctx;                            /* longest sequence, as given to the engine */
     const struct model_info *info;        /* NULL: unknown */
     int64_t created_unix_s;               /* of the model file, 0: now */
+    const struct model *weights;          /* what adapters change, NULL: it takes none */
     void *owner;                          /* for loader.unload */
 };
 

@@ -77,6 +77,14 @@ int registry_find(struct registry *r, const char *name, struct registry_entry *o
     return x ? 0 : no_such(e, name);
 }
 
+size_t registry_count(struct registry *r)
+{
+    pthread_mutex_lock(&r->lock);
+    size_t n = r->entries.n;
+    pthread_mutex_unlock(&r->lock);
+    return n;
+}
+
 static int by_name(const void *a, const void *b)
 {
     const struct registry_entry *x = a, *y = b;

@@ -72,6 +72,8 @@ void registry_entry_release(struct registry_entry *x);
 /* The version of that number, or NULL; 0: the current one. */
 const struct registry_version *registry_version_of(const struct registry_entry *x, int version);
 
+size_t registry_count(struct registry *r); /* names */
+
 struct registry_list {
     struct registry_entry *entries; /* by name */
     size_t n;

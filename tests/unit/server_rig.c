@@ -121,11 +121,15 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 {
     struct err e = {0};
     *r = (struct rig){.script = {.text = o->script, .next = -1},
+                      .weights = o->weights,
+                      .stopped = o->not_running,
                       .n_ctx = o->n_ctx ? o->n_ctx : 2048};
     struct server_opts so = {.http = http_server_defaults(),
                              .version = "1.2.3",
                              .drain_ms = o->drain_ms,
-                             .state_dir = o->state_dir};
+                             .state_dir = o->state_dir,
+                             .db = o->db,
+                             .adapters = o->adapters};
     if (server_new(&r->server, &so, &e))
         fail_msg("%s", e.msg);
     if (o->config) {
@@ -160,7 +164,8 @@ void rig_open(struct rig *r, const struct rig_opts *o)
         fail_msg("%s", e.msg);
     if (!o->unattached)
         rig_attach(r);
-    assert_int_equal(pthread_create(&r->thread, NULL, serve, r->server), 0);
+    if (!o->not_running)
+        assert_int_equal(pthread_create(&r->thread, NULL, serve, r->server), 0);
 }
 
 void rig_attach(struct rig *r)
@@ -169,7 +174,8 @@ void rig_attach(struct rig *r)
                              .engine = r->engine,
                              .tokenizer = r->tokenizer,
                              .chat_template = r->chat_template,
-                             .n_ctx = r->n_ctx};
+                             .n_ctx = r->n_ctx,
+                             .weights = r->weights};
     server_attach(r->server, &m);
 }
 

@@ -28,6 +28,10 @@ struct rig_opts {
     const char *script; /* the model says this and ends, one request at a time; NULL: the rule */
     const char *config; /* YAML of sections, NULL: none */
     int64_t drain_ms;
+    bool not_running;            /* the test runs the server's loop */
+    const struct model *weights; /* what adapters change; the answers stay as they are */
+    struct db *db;
+    struct adapters_opts adapters;
 };
 
 /* A model that recites: where it is follows from the positions it is given. */
@@ -43,6 +47,7 @@ struct rig {
     struct engine *engine;
     struct tokenizer *tokenizer;
     struct template *chat_template;
+    const struct model *weights;
     int n_ctx;
     pthread_t thread;
     int port;
