@@ -5,6 +5,8 @@
 #include "base/err.h"
 #include "base/opt.h"
 
+struct db;
+
 /* A subcommand gets its own words (argv[0] is its name) and returns the exit status. */
 struct command {
     const char *name;
@@ -17,7 +19,7 @@ struct command {
 };
 
 extern const struct command cmd_serve, cmd_run, cmd_pull, cmd_list, cmd_show, cmd_rm, cmd_bench,
-    cmd_version;
+    cmd_key, cmd_version;
 
 /* Exit statuses. */
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
@@ -32,5 +34,11 @@ int cli_fail(const struct command *c, const struct err *e);
 
 /* The directory of models as an arena string. */
 const char *cli_models_dir(struct arena *arena);
+
+/* Where the service keeps what outlives it: `given`, or ~/.terrace/state. An arena string. */
+const char *cli_state_dir(struct arena *arena, const char *given);
+
+/* The database there; check as db_open. */
+int cli_open_database(struct db **out, const char *state_dir, bool check, struct err *e);
 
 extern const char cli_version[];

@@ -13,6 +13,7 @@
 #include "cli/cli.h"
 #include "cli/load.h"
 #include "server/server.h"
+#include "store/db.h"
 #include "store/models.h"
 
 struct serve_options {
@@ -21,6 +22,7 @@ struct serve_options {
     int64_t port, drain_ms, max_connections;
     uint64_t max_body;
     const char *state_dir;
+    struct quota tenant, address; /* tokens_per_day of an address is not used */
     int log_level, log_format;
     const char *allow_origin;
     bool check_config, insecure, routes;
@@ -57,7 +59,22 @@ static const struct opt opts[] = {
     {"persona-budget", OPT_BYTES, AT(load.persona_budget), "0", "SIZE",
      "KV cache that pinned personas may hold; 0 takes a tenth of it."},
     {"state-dir", OPT_STR, AT(state_dir), NULL, "DIR",
-     "Where personas outlive the process. The default is ~/.terrace/state."},
+     "Where keys, usage, adapters and personas are kept. The default is ~/.terrace/state."},
+    {"tenant-rpm", OPT_INT, AT(tenant.requests_per_minute), "0", "N",
+     "Requests a minute of each tenant, all its keys together; 0 is no limit.", .min = 0,
+     .max = 1e12},
+    {"tenant-tpm", OPT_INT, AT(tenant.tokens_per_minute), "0", "N",
+     "Tokens a minute of each tenant, prompts and answers.", .min = 0, .max = 1e12},
+    {"tenant-concurrency", OPT_INT, AT(tenant.concurrency), "0", "N",
+     "Requests at once of each tenant.", .min = 0, .max = 1e12},
+    {"tenant-daily-tokens", OPT_INT, AT(tenant.tokens_per_day), "0", "N",
+     "Tokens a day (UTC) of each tenant.", .min = 0, .max = 1e12},
+    {"address-rpm", OPT_INT, AT(address.requests_per_minute), "0", "N",
+     "Requests a minute from one IPv4 address or IPv6 /64.", .min = 0, .max = 1e12},
+    {"address-tpm", OPT_INT, AT(address.tokens_per_minute), "0", "N",
+     "Tokens a minute from one address.", .min = 0, .max = 1e12},
+    {"address-concurrency", OPT_INT, AT(address.concurrency), "0", "N",
+     "Requests at once from one address.", .min = 0, .max = 1e12},
     {"max-body", OPT_BYTES, AT(max_body), "64MiB", "SIZE", "Largest request body.", .min = 1024,
      .max = 0x1p32},
     {"max-connections", OPT_INT, AT(max_connections), "10000", "N", "Most open connections.",
@@ -75,6 +92,8 @@ static const struct opt opts[] = {
  * after joining it. */
 struct service {
     const struct serve_options *o;
+    const char *state_dir;
+    struct db *db;
     struct server *server;
     struct loaded model;
     struct engine *engine;
@@ -169,17 +188,6 @@ static bool is_loopback(const char *host)
            strcmp(host, "localhost") == 0;
 }
 
-static char *state_dir(const struct serve_options *o)
-{
-    struct buf dir = {0};
-    const char *home = getenv("HOME");
-    if (o->state_dir)
-        buf_adds(&dir, o->state_dir);
-    else
-        buf_addf(&dir, "%s/.terrace/state", home && *home ? home : ".");
-    return buf_take(&dir);
-}
-
 static json_t *read_config(void *arg, struct err *e)
 {
     const struct serve_options *o = arg;
@@ -197,14 +205,38 @@ static int configure(struct service *s, struct err *e)
     return rc;
 }
 
+static int has_keys(struct db *d, bool *out, struct err *e)
+{
+    struct key_list keys;
+    int rc = keys_list(d, &keys, e);
+    *out = !rc && keys.n > 0;
+    if (!rc)
+        key_list_release(&keys);
+    return rc;
+}
+
+/* Who may use the service is in the database, so there is no service without it. */
+static int open_database(struct service *s, struct err *e)
+{
+    const struct serve_options *o = s->o;
+    bool closed = false;
+    int rc = cli_open_database(&s->db, s->state_dir, true, e);
+    if (!rc)
+        rc = has_keys(s->db, &closed, e);
+    if (!rc && !closed && !is_loopback(o->host) && !o->insecure)
+        rc = err_param(e, ERR_DENIED, "host",
+                       "listening on %s lets every machine that reaches it use the service: make a "
+                       "key with terrace key create, or say --insecure, or listen on 127.0.0.1",
+                       o->host);
+    return rc;
+}
+
 static int open_server(struct service *s, struct err *e)
 {
     const struct serve_options *o = s->o;
-    if (!is_loopback(o->host) && !o->insecure)
-        return err_param(e, ERR_DENIED, "host",
-                         "listening on %s lets every machine that reaches it use the service; say "
-                         "--insecure if that is wanted, or listen on 127.0.0.1",
-                         o->host);
+    int rc = open_database(s, e);
+    if (rc)
+        return rc;
     struct server_opts so = {
         .http = http_server_defaults(),
         .version = cli_version,
@@ -218,16 +250,18 @@ static int open_server(struct service *s, struct err *e)
     so.http.key_file = o->tls_key;
     so.http.max_body_bytes = o->max_body;
     so.http.max_connections = (int)o->max_connections;
-    char *dir = state_dir(o);
-    so.state_dir = dir;
-    int rc = server_new(&s->server, &so, e);
-    free(dir);
+    so.state_dir = s->state_dir;
+    so.db = s->db;
+    so.adapters.db = s->db;
+    so.tenant_quota = o->tenant;
+    so.address_quota = o->address;
+    rc = server_new(&s->server, &so, e);
     return rc ? rc : configure(s, e);
 }
 
-static int serve(const struct command *c, const struct serve_options *o)
+static int serve(const struct command *c, const struct serve_options *o, const char *state_dir)
 {
-    struct service s = {.o = o};
+    struct service s = {.o = o, .state_dir = state_dir};
     struct err e = {0};
     sigset_t set;
     sigemptyset(&set);
@@ -236,8 +270,11 @@ static int serve(const struct command *c, const struct serve_options *o)
     sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGUSR1);
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* threads inherit it */
-    if (open_server(&s, &e))
+    if (open_server(&s, &e)) {
+        server_free(s.server);
+        db_close(s.db);
         return cli_fail(c, &e);
+    }
     pthread_t loader, signals;
     if (pthread_create(&signals, NULL, signal_thread, &s) ||
         pthread_create(&loader, NULL, load_thread, &s))
@@ -249,6 +286,7 @@ static int serve(const struct command *c, const struct serve_options *o)
     pthread_join(signals, NULL);
     engine_free(s.engine);
     server_free(s.server);
+    db_close(s.db);
     if (!s.failure.code)
         load_release(&s.model);
     return s.failure.code && s.failure.code != ERR_CANCELED ? cli_fail(c, &s.failure) : EXIT_OK;
@@ -272,7 +310,7 @@ static int run(const struct command *c, int argc, char **argv)
     }
     if (status < 0) {
         log_init((enum log_level)o.log_level, o.log_format == 1);
-        status = serve(c, &o);
+        status = serve(c, &o, cli_state_dir(&arena, o.state_dir));
     }
     arena_release(&arena);
     return status;

@@ -3,18 +3,21 @@
 #include <locale.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/buf.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "store/db.h"
 #include "store/models.h"
 
 const char cli_version[] = TERRACE_VERSION;
 
 static const struct command *const commands[] = {
-    &cmd_serve, &cmd_run, &cmd_pull, &cmd_list, &cmd_show, &cmd_rm, &cmd_bench, &cmd_version,
+    &cmd_serve, &cmd_run,   &cmd_pull, &cmd_list,    &cmd_show,
+    &cmd_rm,    &cmd_bench, &cmd_key,  &cmd_version,
 };
 
 static void usage(FILE *out)
@@ -72,6 +75,21 @@ const char *cli_models_dir(struct arena *arena)
     const char *s = arena_strdup(arena, (struct str){dir.data, dir.len});
     buf_release(&dir);
     return s;
+}
+
+const char *cli_state_dir(struct arena *arena, const char *given)
+{
+    const char *home = getenv("HOME");
+    return given ? given : arena_printf(arena, "%s/.terrace/state", home && *home ? home : ".");
+}
+
+int cli_open_database(struct db **out, const char *state_dir, bool check, struct err *e)
+{
+    struct buf path = {0};
+    buf_addf(&path, "%s/terrace.db", state_dir);
+    int rc = db_open(out, path.data, check, e);
+    buf_release(&path);
+    return rc;
 }
 
 static bool is_word(const char *arg, const char *a, const char *b)

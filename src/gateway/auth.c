@@ -225,13 +225,12 @@ int auth_check(struct auth *a, enum role need, struct str secret, const char *pe
         err_set(e, ERR_DENIED, "the API key has expired: ask for a new one");
         return refuse(a, peer, now_s, &a->stats.expired, retry_s, e);
     }
-    if (!role_opens(k->key.role, need)) {
-        a->stats.forbidden++;
-        err_set(e, ERR_DENIED, "an API key with the role %s may not do this: it takes the role %s",
-                role_names[k->key.role], role_names[need]);
-        return 403;
-    }
     auth_key_ref(k);
     *out = k;
-    return 0;
+    if (role_opens(k->key.role, need))
+        return 0;
+    a->stats.forbidden++;
+    err_set(e, ERR_DENIED, "an API key with the role %s may not do this: it takes the role %s",
+            role_names[k->key.role], role_names[need]);
+    return 403;
 }

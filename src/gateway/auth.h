@@ -43,9 +43,9 @@ void auth_set_keys(struct auth *a, const struct key_list *keys);
 bool auth_closed(const struct auth *a); /* there are keys, so one is needed */
 struct auth_stats auth_stats(const struct auth *a);
 
-/* Whether `secret` (p NULL: none was given) opens what asks for `need`. 0: yes, and *out is a
- * reference for auth_key_unref, or NULL if no key is needed. Else the HTTP status 401, 403 or 429,
- * with e, and *retry_s for 429. now_s: Unix time. */
+/* Whether `secret` (p NULL: none was given) opens what asks for `need`. 0: yes; else the HTTP
+ * status 401, 403 or 429, with e, and *retry_s for 429. *out is a reference for auth_key_unref to
+ * the key if it is a good one (0 and 403), NULL if none was needed. now_s: Unix time. */
 int auth_check(struct auth *a, enum role need, struct str secret, const char *peer, int64_t now_s,
                struct auth_key **out, int *retry_s, struct err *e);
 

@@ -2,7 +2,8 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "gateway/origin.h"
-#include "server/service.h"
+#include "server/bill.h"
+#include "store/ledger.h"
 
 /* Where clients put a key, in the order of preference: OpenAI, Anthropic, Azure. */
 static const char *const key_headers[] = {"authorization", "x-api-key", "api-key"};
@@ -33,13 +34,13 @@ static void answer_preflight(struct exchange *x)
     answer(x, 204, NULL, NULL, 0);
 }
 
-static bool page_may(struct exchange *x, enum role need)
+static bool page_may(struct exchange *x)
 {
     const struct server_opts *o = &x->server->opts;
     struct http_req *r = x->http;
     struct str origin = http_header(r, "origin"), host = http_header(r, "host");
     struct err e = {0};
-    bool open = need != ROLE_PUBLIC && !auth_closed(x->server->auth);
+    bool open = x->need != ROLE_PUBLIC && !auth_closed(x->server->auth);
     if (open && !o->open_to_all && !origin_host_is_local(host)) {
         err_set(&e, ERR_DENIED,
                 "the service has no API keys, so it answers on local names only, not as %.*s",
@@ -82,13 +83,13 @@ static struct str given_key(struct http_req *r)
     return (struct str){NULL, 0};
 }
 
-static bool key_opens(struct exchange *x, enum role need)
+static bool key_opens(struct exchange *x)
 {
     struct http_req *r = x->http;
     struct err e = {0};
     int retry_s = 0;
-    int status = auth_check(x->server->auth, need, given_key(r), r->peer, clock_unix_s(), &x->key,
-                            &retry_s, &e);
+    int status = auth_check(x->server->auth, x->need, given_key(r), r->peer, clock_unix_s(),
+                            &x->key, &retry_s, &e);
     for (size_t i = 0; i < ARRAY_LEN(key_headers); i++)
         http_forget_header(r, key_headers[i]);
     if (!status)
@@ -102,7 +103,49 @@ static bool key_opens(struct exchange *x, enum role need)
     return false;
 }
 
-bool gate_open(struct exchange *x, enum role need)
+bool gate_open(struct exchange *x)
 {
-    return page_may(x, need) && key_opens(x, need);
+    return page_may(x) && key_opens(x);
+}
+
+/* ---- limits and books ---- */
+
+static bool reads_only(const struct exchange *x)
+{
+    return strcmp(x->method, "GET") == 0;
+}
+
+void gate_pass(struct exchange *x)
+{
+    if (x->need == ROLE_USER && !reads_only(x))
+        bill_open(x);
+    else
+        x->handle(x);
+}
+
+/* What an admin did, or what somebody who is none tried. */
+static void note_for_audit(struct exchange *x)
+{
+    struct http_req *r = x->http;
+    struct audit_row row = {
+        .at = clock_unix_s(),
+        .key = x->key ? x->key->key.id : 0,
+        .name = x->key ? x->key->key.name : "",
+        .address = r->peer,
+        .action = arena_printf(&r->arena, "%s %.*s", x->method,
+                               (int)(r->path.n < 256 ? r->path.n : 256), r->path.p),
+        .status = x->status,
+    };
+    ledger_audit(x->server->ledger, &row);
+}
+
+void gate_close(struct exchange *x, bool complete)
+{
+    if (x->need == ROLE_ADMIN && x->server->ledger && x->status && !reads_only(x) &&
+        (x->key || x->status < 400))
+        note_for_audit(x);
+    if (x->bill)
+        bill_exchange_closed(x->bill, x->status, complete, x->job != NULL);
+    auth_key_unref(x->key);
+    x->key = NULL;
 }

@@ -123,6 +123,7 @@ static void job_free(struct job *j)
     *j->link = j->next;
     if (j->next)
         j->next->link = j->link;
+    job_bill(j);
     router_over(j);
     job_reset(j);
     free(j->body);
@@ -164,7 +165,10 @@ void job_fail(struct job *j, int status, const char *code, const struct err *e)
         return;
     if (!j->begun) {
         router_explain(j);
-        answer_error(j->x, status, code, e);
+        if (status == 429 && j->retry_ms)
+            answer_too_many(j->x, code, j->retry_ms, e);
+        else
+            answer_error(j->x, status, code, e);
         return;
     }
     struct buf body = {0};
@@ -339,10 +343,12 @@ static const struct stage {
     enum job_step (*run)(struct job *j);
     bool heavy; /* any thread may run it; else the server's, with a client that is still there */
 } stages[] = {
-    {stage_parse, true},  /* bytes -> req */
-    {stage_terms, false}, /* for whom, and until when */
-    {router_route, false},   {proxy_stage, false}, {stage_model, false},
+    {stage_parse, true},                          /* bytes -> req */
+    {stage_terms, false},                         /* for whom, and until when */
+    {router_route, false},   {job_permit, false}, /* the key may use the model */
+    {proxy_stage, false},    {stage_model, false},
     {stage_adapters, false}, {stage_prompt, true}, /* messages -> tokens */
+    {job_admit, false},                            /* the limits have room for its tokens */
     {stage_submit, false},
 };
 
@@ -459,6 +465,7 @@ static void generate(struct exchange *x, enum openai_endpoint endpoint)
         j->next->link = &j->next;
     s->jobs = j;
     x->job = j;
+    j->bill = x->bill;
     if (x->http->body.n > INLINE_BODY_BYTES)
         keep_body(j, x->http->body);
     advance(j);

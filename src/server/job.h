@@ -50,7 +50,10 @@ struct job {
     struct openai_head head;
     char id[48];
     struct job_route *route;
-    char backend[72];      /* that answers, "": this process */
+    char backend[72];           /* that answers, "": this process */
+    struct openai_usage remote; /* tokens of a backend's answer; a prompt of 0 is not known */
+    struct bill *bill;          /* of the request, NULL: it has none */
+    int64_t retry_ms;           /* failed with 429: when to come again, 0: not known */
     int stage;             /* the one that runs or waits; all are over at the end of the table */
     bool large;            /* the body is: heavy stages run on a pool thread */
     bool preparing;        /* on a pool thread, which owns req, prompts and the failure below */
@@ -96,7 +99,13 @@ enum job_step job_find_adapter(struct job *j); /* a model that is an adapter's n
 enum job_step job_take_adapters(struct job *j);
 enum job_step job_get_adapters(struct job *j); /* waits until they are there */
 
+/* admit.c: the stages that look at the key, and the bill when the job is over */
+enum job_step job_permit(struct job *j);
+enum job_step job_admit(struct job *j);
+void job_bill(struct job *j);
+
 /* stream.c: events to the client */
+struct openai_usage job_usage(const struct job *j); /* so far */
 bool job_finds_calls(const struct job *j);
 void job_event(struct engine_user *choice, const struct engine_event *ev);
 void job_begin_stream(struct job *j);

@@ -51,6 +51,7 @@ struct http_metrics {
     size_t n_routes;
     uint64_t client_gone; /* left before the response was complete */
     uint64_t unknown_fields;
+    uint64_t limited; /* refused by a limit of a key, tenant or address */
 };
 
 void http_metrics_release(struct http_metrics *m);

@@ -188,6 +188,8 @@ static void finish(struct attempt *a, int64_t prompt, int64_t completion)
     a->backend->prompt_tokens += (uint64_t)prompt;
     a->backend->completion_tokens += (uint64_t)completion;
     if (j) {
+        j->remote = (struct openai_usage){.prompt_tokens = (int)prompt,
+                                          .completion_tokens = (int)completion};
         struct engine_usage u = {.prompt_tokens = (int)prompt,
                                  .completion_tokens = (int)completion,
                                  .decode_ms = (double)(clock_ms() - p->start_ms)};
@@ -571,6 +573,9 @@ void proxy_cancel(struct exchange *x)
 
 void proxy_closed(struct exchange *x)
 {
+    const struct attempt *a = x->proxy ? x->proxy->winner : NULL;
+    if (a && x->job) /* the client left in the middle: what came until then */
+        x->job->remote = (struct openai_usage){.completion_tokens = (int)a->events.n_data};
     proxy_cancel(x);
 }
 
@@ -616,6 +621,9 @@ enum job_step proxy_stage(struct job *j)
         .max_tokens = j->req.gen.max_tokens,
         .deadline_ms = j->deadline_ms,
     };
+    enum job_step admitted = job_admit(j);
+    if (admitted)
+        return admitted;
     int status = proxy_start(j->x, &plan, &j->code, &j->err);
     return status ? job_refuse(j, status, j->code) : JOB_TAKEN;
 }

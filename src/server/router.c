@@ -130,6 +130,13 @@ static void read_texts(const struct chat_request *r, struct route_facts *f)
     }
 }
 
+int64_t router_prompt_tokens(const struct job *j)
+{
+    struct route_facts f = {0};
+    read_texts(&j->req, &f);
+    return f.prompt_tokens;
+}
+
 static double load_now(struct router *r)
 {
     int n = 0;

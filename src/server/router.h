@@ -32,6 +32,9 @@ bool router_accepts(const struct job *j, struct str answer, const char **why);
 /* Fails an attempt that has no first token within the tier's time. About once a second. */
 void router_tick(struct job *j);
 
+/* How many tokens the job's prompts are likely to be, from their texts. */
+int64_t router_prompt_tokens(const struct job *j);
+
 /* Where the job runs, NULL: its model is of no tier. */
 const struct tier *router_tier(const struct job *j);
 

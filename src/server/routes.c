@@ -41,6 +41,8 @@ static const struct route routes[] = {
     ROUTE("POST", "/v1/route", USER, handle_route),
     ROUTE("POST", "/v1/reload", ADMIN, handle_reload),
     ROUTE("GET", "/v1/backends", ADMIN, handle_backends),
+    ROUTE("GET", "/v1/usage", USER, handle_usage),
+    ROUTE("GET", "/v1/audit", ADMIN, handle_audit),
     ROUTE("POST", "/tokenize", USER, handle_tokenize),
     ROUTE("POST", "/detokenize", USER, handle_detokenize),
     ROUTE("GET", "/health", PUBLIC, handle_health),
@@ -157,13 +159,15 @@ static void exchange_closed(struct http_req *r, bool complete)
     log_debug("server", "%.*s %s %d %.1f ms%s", (int)r->method.n, r->method.p, x->route, x->status,
               (double)(clock_ns() - x->start_ns) / 1e6, complete ? "" : ", client gone");
     proxy_closed(x);
+    gate_close(x, complete);
     if (x->job)
         job_closed(x->job);
     if (x->persona)
         personas_client_gone(x->persona);
+    if (x->enquiry)
+        enquiry_client_gone(x->enquiry);
     waiter_cancel(&x->waiter);
     served_put(x->model);
-    auth_key_unref(x->key);
 }
 
 /* No route has this method and path: which methods does the path know? */
@@ -206,7 +210,7 @@ static struct exchange *begin(struct http_req *r)
     r->user = x;
     r->on_closed = exchange_closed;
     http_add_header(r, "x-request-id", request_id(r));
-    enum role need = ROLE_PUBLIC; /* where there is nothing, there is nothing to protect */
+    x->need = ROLE_PUBLIC; /* where there is nothing, there is nothing to protect */
     for (size_t i = 0; i < ARRAY_LEN(routes) && !x->handle; i++) {
         struct str rest = {0};
         if (!method_matches(&routes[i], r->method) || !path_matches(&routes[i], r->path, &rest))
@@ -214,11 +218,11 @@ static struct exchange *begin(struct http_req *r)
         x->method = routes[i].method;
         x->route = routes[i].path;
         x->handle = routes[i].handle;
-        need = routes[i].role;
+        x->need = routes[i].role;
         if (rest.p)
             x->path_rest = http_unescape(&r->arena, rest, false).p;
     }
-    if (gate_open(x, need) && !x->handle)
+    if (gate_open(x) && !x->handle)
         refuse(x);
     return x;
 }
@@ -236,7 +240,7 @@ void route_request(struct http_req *r)
     if (x->status)
         return;
     x->arrived = true;
-    x->handle(x);
+    gate_pass(x);
 }
 
 void server_routes(struct buf *out)

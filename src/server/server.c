@@ -1,3 +1,5 @@
+#include "server/bill.h"
+#include "server/books.h"
 #include "server/job.h"
 #include "server/persona.h"
 #include "server/router.h"
@@ -76,6 +78,7 @@ static void tick(void *arg)
     served_tick(s);
     adapters_tick(s->adapters);
     personas_advance(s->personas);
+    bills_tick(s);
     bool late = clock_ms() >= s->give_up_ms;
     if (!s->http && !s->served.n_threads && (!s->jobs || late) && close_backends(s)) {
         if (s->jobs)
@@ -125,6 +128,7 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
     struct server *s = xcalloc(1, sizeof *s);
     s->opts = *o;
     s->auth = auth_new();
+    s->limits = limits_new();
     s->router = router_new(s);
     s->personas = personas_new(s, o->state_dir);
     s->version = xstrdup(o->version ? o->version : "0");
@@ -141,6 +145,8 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
     }
     if (!rc)
         rc = adapters_new(&s->adapters, s, &o->adapters, e);
+    if (!rc)
+        rc = books_open(s, e);
     if (!rc)
         rc = http_server_open(&s->http, s->loop, &s->opts.http, &s->port, e);
     if (rc) {
@@ -166,6 +172,8 @@ void server_free(struct server *s)
     adapters_stop(s->adapters);
     served_free_engines(s);
     backends_free(s->backends);
+    take_events(s); /* what they said last */
+    books_close(s); /* its last answers are posted to the loop */
     if (s->tick)
         http_timer_free(s->tick);
     if (s->loop)
@@ -175,6 +183,7 @@ void server_free(struct server *s)
     personas_free(s->personas);
     router_free(s->router);
     auth_free(s->auth);
+    limits_free(s->limits);
     http_metrics_release(&s->metrics);
     map_release(&s->noted);
     watch_release(&s->watches);

@@ -31,6 +31,7 @@
 #include "engine/engine.h"
 #include "http/http.h"
 #include "server/adapters.h"
+#include "store/keys.h"
 #include "tokenizer/tokenizer.h"
 
 struct db;
@@ -67,9 +68,12 @@ struct server_loader {
 struct server_opts {
     struct http_server_opts http; /* from http_server_defaults(); handler and arg are set by us */
     const char *version;          /* for /version and the Server header */
-    const char *state_dir;    /* what outlives the process (personas), NULL: nothing does; copied */
-    const char *allow_origin; /* web pages that may use the service: origin.h; NULL: none */
-    bool open_to_all;         /* other machines reach it although there may be no keys */
+    const char *state_dir; /* what outlives the process (personas), NULL: nothing does; copied */
+    struct db *db;         /* keys, usage; outlives the server; NULL: nothing is kept */
+    struct quota tenant_quota;  /* of each tenant, beside those of its keys */
+    struct quota address_quota; /* of each address that requests come from */
+    const char *allow_origin;   /* web pages that may use the service: origin.h; NULL: none */
+    bool open_to_all;           /* other machines reach it although there may be no keys */
     /* Reads the config file for server_reload: a tree, or NULL with the reason. On the server's
      * thread. NULL: there is no file. */
     json_t *(*read_config)(void *arg, struct err *e);

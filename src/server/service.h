@@ -24,7 +24,11 @@
 
 struct adapter_call;
 struct adapters;
+struct bill;
+struct enquiry;
 struct exchange;
+struct ledger;
+struct limits;
 struct job;
 struct persona;
 struct personas;
@@ -53,6 +57,9 @@ struct server {
     struct adapters *adapters;
     struct lora_table lora;
     struct auth *auth;
+    struct limits *limits;
+    struct ledger *ledger; /* NULL: nothing is kept */
+    int64_t swept_ms;
     struct router *router;
     struct backends *backends;
     bool backends_closing, backends_closed;
@@ -81,6 +88,9 @@ struct exchange {
     struct adapter_call *change; /* of adapters, that it waits for, or NULL */
     const char *method, *route;  /* of the route table, for metrics; "-" if there is none */
     route_fn *handle;            /* of the route table, NULL: there is no such route */
+    enum role need;              /* of the route */
+    struct bill *bill;           /* NULL: nothing is counted */
+    struct enquiry *enquiry;     /* the question to the books that it waits for, or NULL */
     struct auth_key *key;        /* that opened the route, or NULL if none is needed */
     const char *path_rest;       /* what stands for the '*' of the route's path, decoded */
     int status;                  /* of the response, 0: none yet */
@@ -92,8 +102,14 @@ struct exchange {
 void route_head(struct http_req *r);    /* http_handler.on_head */
 void route_request(struct http_req *r); /* http_handler.on_request */
 
-/* gate.c: whether the request may reach a route that asks for `need`. false: it was answered. */
-bool gate_open(struct exchange *x, enum role need);
+/* gate.c: whether the request may reach its route. false: it was answered. */
+bool gate_open(struct exchange *x);
+
+/* The whole request is here: to its handler, if the limits let it. */
+void gate_pass(struct exchange *x);
+
+/* It is over: settles what it took, and tells the books. */
+void gate_close(struct exchange *x, bool complete);
 
 /* Answers. Each counts the status and hands over to http. */
 void answer(struct exchange *x, int status, const char *type, const void *body, size_t n);
@@ -135,6 +151,8 @@ route_fn handle_adapter_alias_put, handle_adapter_alias_delete;
 route_fn handle_user_adapter, handle_user_adapter_put, handle_user_adapter_delete;
 route_fn handle_vllm_load, handle_vllm_unload, handle_sglang_load; /* adapter_dialects.c */
 route_fn handle_sglang_unload, handle_lora_adapters, handle_lora_adapters_post;
-route_fn handle_metrics; /* metrics.c */
-route_fn handle_route;   /* router.c */
-route_fn handle_reload;  /* config.c */
+route_fn handle_metrics;             /* metrics.c */
+route_fn handle_route;               /* router.c */
+route_fn handle_reload;              /* config.c */
+route_fn handle_usage, handle_audit; /* usage_http.c */
+void enquiry_client_gone(struct enquiry *q);

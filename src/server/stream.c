@@ -25,7 +25,7 @@ static struct openai_usage usage_now(const struct choice *c)
 }
 
 /* A prompt counts once, whatever n is. */
-static struct openai_usage usage_total(const struct job *j)
+struct openai_usage job_usage(const struct job *j)
 {
     struct openai_usage sum = {0};
     for (int i = 0; i < j->n_choices; i++) {
@@ -262,7 +262,7 @@ static void stream_event(struct choice *c, const struct engine_event *ev)
     send_event(j, &data);
     if (j->n_running == 0) {
         if (j->req.include_usage) {
-            usage = usage_total(j);
+            usage = job_usage(j);
             buf_clear(&data);
             openai_write_usage(&data, &j->head, &usage);
             send_event(j, &data);
@@ -320,7 +320,7 @@ static void respond(struct job *j)
         if (j->req.gen.n_logprobs >= 0)
             choices[i].logprobs = &logprobs[i];
     }
-    struct openai_usage usage = usage_total(j);
+    struct openai_usage usage = job_usage(j);
     struct buf body = {0};
     openai_write_response(&body, &j->head, choices, (size_t)j->n_choices, &usage);
     answer_json(j->x, 200, &body);

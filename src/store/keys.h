@@ -57,6 +57,15 @@ struct key {
     int64_t old_until;
 };
 
+/* What a new key is to be. NULL strings are "", the tenant is "default". */
+struct key_spec {
+    const char *name, *tenant;
+    enum role role;
+    const char *models, *tiers, *adapters;
+    struct quota quota;
+    int64_t expires;
+};
+
 struct key_list {
     struct key *keys; /* by id */
     size_t n;
@@ -72,11 +81,10 @@ void key_digest(const void *text, size_t n, unsigned char out[KEY_DIGEST_BYTES])
 /* Whether `name` matches one of the patterns; "" matches everything. */
 bool key_allows(const char *patterns, const char *name);
 
-/* Makes a key from `spec` (name, tenant, role, patterns, quota, expires; NULL strings are "", the
- * tenant is "default") and writes its text to secret: the only time that anybody sees it.
- * ERR_INVALID names the field; ERR_EXISTS: a key that is in use has this name. */
-int keys_create(struct db *d, const struct key *spec, char secret[KEY_TEXT_BYTES + 1], int64_t *id,
-                struct err *e);
+/* Makes a key and writes its text to secret: the only time that anybody sees it. ERR_INVALID names
+ * the field; ERR_EXISTS: a key that is in use has this name. */
+int keys_create(struct db *d, const struct key_spec *spec, char secret[KEY_TEXT_BYTES + 1],
+                int64_t *id, struct err *e);
 
 /* All of them, revoked ones too. */
 int keys_list(struct db *d, struct key_list *out, struct err *e);
@@ -92,6 +100,3 @@ int keys_revoke(struct db *d, const char *ref, struct err *e);
  * ERR_INVALID: it was revoked. */
 int keys_rotate(struct db *d, const char *ref, int64_t grace_s, char secret[KEY_TEXT_BYTES + 1],
                 struct err *e);
-
-/* Within a transaction of the caller: the key was used. */
-int keys_touch(struct db *d, int64_t id, int64_t when, struct err *e);

@@ -23,7 +23,30 @@ static const char adapters[] =
     " name text not null references adapters on delete cascade, created integer not null,"
     " primary key (user, base)) strict;";
 
+/* keys.c, usage.c. Times are Unix seconds; 0 in `expires`, `revoked`, `old_until`: never. `at` of
+ * usage is the second in which the requests began, of older rows the hour. */
+static const char keys[] =
+    "create table keys (id integer primary key autoincrement, name text not null,"
+    " tenant text not null, role text not null, models text not null, tiers text not null,"
+    " adapters text not null, rpm integer not null, tpm integer not null,"
+    " concurrency integer not null, daily_tokens integer not null, created integer not null,"
+    " expires integer not null, revoked integer not null, last_used integer not null,"
+    " prefix text not null, digest blob not null unique, old_digest blob not null,"
+    " old_until integer not null) strict;"
+    "create unique index keys_name on keys (name) where revoked = 0;"
+
+    "create table usage (at integer not null, key integer not null, tenant text not null,"
+    " model text not null, tier text not null, status integer not null,"
+    " requests integer not null, prompt_tokens integer not null,"
+    " cached_tokens integer not null, completion_tokens integer not null, ms integer not null,"
+    " primary key (at, key, tenant, model, tier, status)) strict, without rowid;"
+
+    "create table audit (id integer primary key autoincrement, at integer not null,"
+    " key integer not null, name text not null, address text not null, action text not null,"
+    " status integer not null) strict;";
+
 const char *const db_schema[] = {
     adapters,
+    keys,
     NULL,
 };
