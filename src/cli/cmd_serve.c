@@ -252,7 +252,6 @@ static int open_server(struct service *s, struct err *e)
     so.http.max_connections = (int)o->max_connections;
     so.state_dir = s->state_dir;
     so.db = s->db;
-    so.adapters.db = s->db;
     so.tenant_quota = o->tenant;
     so.address_quota = o->address;
     rc = server_new(&s->server, &so, e);

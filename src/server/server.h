@@ -69,7 +69,6 @@ struct server_opts {
     struct http_server_opts http; /* from http_server_defaults(); handler and arg are set by us */
     const char *version;          /* for /version and the Server header */
     const char *state_dir; /* what outlives the process (personas), NULL: nothing does; copied */
-    struct db *db;         /* keys, usage; outlives the server; NULL: nothing is kept */
     struct quota tenant_quota;  /* of each tenant, beside those of its keys */
     struct quota address_quota; /* of each address that requests come from */
     const char *allow_origin;   /* web pages that may use the service: origin.h; NULL: none */
@@ -86,7 +85,7 @@ struct server_opts {
     int64_t keep_alive_ms; /* how long other models stay after their last use, -1: for good */
     int64_t room_ms;       /* how long a model waits for others to make room, 0: 60000 */
     int64_t load_stall_ms; /* /health reports a load without progress for so long, 0: 60000 */
-    struct db *db;         /* outlives the server, NULL: what it would keep there ends with it */
+    struct db *db;         /* keys, usage, adapters; outlives the server; NULL: nothing is kept */
     struct adapters_opts adapters;
 };
 
