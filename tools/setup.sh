@@ -6,7 +6,7 @@ build="build-essential meson ninja-build pkg-config node-llhttp libuv1-dev libss
 libcurl4-openssl-dev libjansson-dev libsqlite3-dev libpcre2-dev libutf8proc-dev libyaml-dev
 zlib1g-dev libxxhash-dev libedit-dev ca-certificates python3 python3-pip"
 test="libcmocka-dev clang-14 clang-format-14 libclang-rt-14-dev python3-venv python3-jinja2
-curl openssl prometheus"
+curl nginx-light openssl prometheus"
 
 want=$build
 if [ "${1:-build}" = test ]; then

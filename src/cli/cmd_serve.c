@@ -243,6 +243,8 @@ static int open_server(struct service *s, struct err *e)
         .drain_ms = o->drain_ms,
         .allow_origin = o->allow_origin,
         .open_to_all = o->insecure,
+        .read_config = o->config ? read_config : NULL,
+        .read_config_arg = (void *)o,
     };
     so.http.host = o->host;
     so.http.port = (int)o->port;

@@ -36,6 +36,7 @@ def main():
         "raw sockets": [sys.executable, HERE / "raw.py"],
         "personas": [VENV / "bin/python", HERE / "personas.py"],
         "tool calls": [VENV / "bin/python", HERE / "tool_calls.py"],
+        "nginx on either side": [sys.executable, HERE / "nginx.py"],
         "metrics": [sys.executable, HERE / "metrics.py"],
     }
     passed = failed = 0
