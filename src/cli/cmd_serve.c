@@ -20,7 +20,7 @@ struct serve_options {
     struct load_options load;
     const char *config, *model, *host, *tls_cert, *tls_key;
     int64_t port, drain_ms, max_connections;
-    uint64_t max_body;
+    uint64_t max_body, persona_spill;
     const char *state_dir;
     struct quota tenant, address; /* tokens_per_day of an address is not used */
     int log_level, log_format;
@@ -58,6 +58,9 @@ static const struct opt opts[] = {
     LOAD_OPTS(AT(load)),
     {"persona-budget", OPT_BYTES, AT(load.persona_budget), "0", "SIZE",
      "KV cache that pinned personas may hold; 0 takes a tenth of it."},
+    {"persona-spill", OPT_BYTES, AT(persona_spill), "4GiB", "SIZE",
+     "Disk under the state directory for computed personas, which a restart reads back; 0 keeps\n"
+     "none."},
     {"state-dir", OPT_STR, AT(state_dir), NULL, "DIR",
      "Where keys, usage, adapters and personas are kept. The default is ~/.terrace/state."},
     {"tenant-rpm", OPT_INT, AT(tenant.requests_per_minute), "0", "N",
@@ -150,6 +153,7 @@ static void *load_thread(void *arg)
         .chat_template = s->model.template,
         .n_ctx = s->model.n_ctx,
         .info = model_info(s->model.model),
+        .kv_key = s->model.kv_key,
         .created_unix_s = modified(s->model.path),
     };
     server_attach(s->server, &m);
@@ -253,6 +257,7 @@ static int open_server(struct service *s, struct err *e)
     so.http.max_body_bytes = o->max_body;
     so.http.max_connections = (int)o->max_connections;
     so.state_dir = s->state_dir;
+    so.spill_bytes = o->persona_spill;
     so.db = s->db;
     so.tenant_quota = o->tenant;
     so.address_quota = o->address;

@@ -142,6 +142,22 @@ static bool on_pack(void *arg, size_t done, size_t total)
     return p->hooks->progress(p->hooks->arg, p->what, done, total);
 }
 
+/* Two runs of one key give a prompt the same KV, bit by bit: file, program, kernels, how KV is
+ * kept, and the context, which decides between rope factors. */
+static const char *kv_key(struct loaded *l, const struct load_options *o)
+{
+    uint8_t print[32];
+    struct buf key = {0};
+    gguf_fingerprint(l->gguf, print);
+    buf_addf(&key, "terrace %s, %s, KV %s, context %lld, GGUF ", cli_version,
+             model_info(l->model)->isa, load_kv_types[o->kv_type], (long long)o->ctx);
+    for (size_t i = 0; i < sizeof print; i++)
+        buf_addf(&key, "%02x", print[i]);
+    const char *out = arena_strdup(&l->arena, (struct str){key.data, key.len});
+    buf_release(&key);
+    return out;
+}
+
 static int bind_model(struct loaded *l, const struct load_options *o,
                       const struct load_hooks *hooks, struct err *e)
 {
@@ -167,6 +183,8 @@ static int bind_model(struct loaded *l, const struct load_options *o,
         rc = plan_memory(l, o, e);
     if (rc == 0)
         rc = kv_mem_new(&l->kv, l->model, l->n_blocks, e);
+    if (rc == 0)
+        l->kv_key = kv_key(l, o);
     buf_release(&dir);
     return rc;
 }
@@ -236,6 +254,18 @@ static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
     kv_mem_copy(l->kv, to, from, n_tokens);
 }
 
+static void read_block(void *ctx, int32_t block, void *out)
+{
+    const struct loaded *l = ctx;
+    kv_mem_read(l->kv, block, out);
+}
+
+static void write_block(void *ctx, int32_t block, const void *in)
+{
+    const struct loaded *l = ctx;
+    kv_mem_write(l->kv, block, in);
+}
+
 /* Pins take no block that the longest sequence needs. */
 static int pin_blocks(const struct loaded *l, const struct load_options *o)
 {
@@ -262,6 +292,9 @@ int load_engine(const struct loaded *l, const struct load_options *o, engine_sin
                 .n_ctx = l->n_ctx,
                 .forward = forward,
                 .copy_block = copy_block,
+                .block_bytes = model_info(l->model)->kv_block_bytes,
+                .read_block = read_block,
+                .write_block = write_block,
             },
         .tokenizer = l->tokenizer,
         .max_running = (int)o->max_running,

@@ -146,6 +146,7 @@ struct loaded {
     struct kv_mem *kv;
     int n_blocks, n_ctx;
     uint64_t memory_limit;
+    const char *kv_key; /* what KV depends on beside tokens and adapters */
     struct arena arena;
 };
 

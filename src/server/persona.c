@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "server/persona_kv.h"
 
 /* A computation in the engine. Outlives its persona if that is removed meanwhile. */
 struct persona_run {
@@ -124,14 +125,17 @@ static int check_budget(const struct personas *all, const struct served *m, cons
 /* ---- computing ---- */
 
 /* Gives back what the engine holds for p, computed or on its way. */
-static void let_go(struct persona *p)
+static void let_go(struct personas *all, struct persona *p)
 {
+    if (p->kv_task && p->state == PERSONA_COMPUTING)
+        all->computing = false;
+    persona_kv_give_up(p);
     if (p->run) {
         struct engine *g = p->run->model->model.engine;
         engine_cancel(g, p->run->id);
         engine_unpin(g, p->run->id);
         p->run->p = NULL;
-        p->run->all->computing = false;
+        all->computing = false;
         p->run = NULL;
     }
     if (p->pinned_in)
@@ -162,6 +166,8 @@ static void run_event(struct engine_user *user, const struct engine_event *ev)
             p->pinned_in = p->pin ? run->model : NULL;
             p->pin_id = run->id;
             settle(p, PERSONA_READY);
+            if (p->pinned_in)
+                persona_kv_write(all->kv, p, run->model);
         } else if (ev->finish == FINISH_CANCEL) { /* the engine is closing */
             p->state = PERSONA_WAITING;
         } else {
@@ -209,6 +215,29 @@ static bool submit(struct personas *all, struct persona *p, struct served *m)
     return true;
 }
 
+/* Its file, if there may be one. */
+static bool read_back(struct personas *all, struct persona *p, struct served *m)
+{
+    bool tried = p->kv_tried;
+    p->kv_tried = true;
+    if (tried || !p->pin || !persona_kv_read(all->kv, p, m))
+        return false;
+    p->state = PERSONA_COMPUTING;
+    all->computing = true;
+    return true;
+}
+
+void personas_read_back(struct personas *all, struct persona *p, struct served *m, uint64_t id)
+{
+    all->computing = false;
+    p->state = PERSONA_WAITING;
+    if (!m)
+        return;
+    p->pinned_in = m;
+    p->pin_id = id;
+    settle(p, PERSONA_READY);
+}
+
 /* False: it has to wait. */
 static bool start(struct personas *all, struct persona *p)
 {
@@ -223,7 +252,7 @@ static bool start(struct personas *all, struct persona *p)
     else if (!p->prompt.n)
         settle(p, PERSONA_READY);
     else
-        return submit(all, p, m);
+        return read_back(all, p, m) || submit(all, p, m);
     return true;
 }
 
@@ -241,8 +270,9 @@ void personas_lost(struct personas *all, const struct served *m)
     for (struct persona *p = all->first; p; p = p->next) {
         if (m && strcmp(p->model, m->name) != 0)
             continue;
-        let_go(p);
+        let_go(all, p);
         token_list_release(&p->prompt);
+        p->kv_tried = m == NULL; /* a model that was unloaded can have its prompts back */
     }
     personas_advance(all);
 }
@@ -278,6 +308,7 @@ int personas_put(struct personas *all, const struct persona_spec *spec, struct s
         return err_set(e, ERR_LIMIT, "there are %zu personas already, the most there may be",
                        all->n);
     struct persona *p = persona_new(spec, m->name);
+    p->kv_tried = true;
     int rc = make_prompt(m, p, e);
     if (!rc)
         rc = check_budget(all, m, p, old, e);
@@ -301,7 +332,8 @@ int personas_remove(struct personas *all, const char *name, const char *model)
         next = p->next;
         if ((name && strcmp(p->name, name) != 0) || (model && strcmp(p->model, model) != 0))
             continue;
-        let_go(p);
+        let_go(all, p);
+        persona_kv_remove(all->kv, p->name);
         err_set(&p->err, ERR_EXISTS, "the persona was deleted or replaced meanwhile");
         p->state = PERSONA_FAILED;
         persona_answer(p);
@@ -319,7 +351,7 @@ void personas_client_gone(struct persona *p)
 
 /* ---- life ---- */
 
-struct personas *personas_new(struct server *s, const char *state_dir)
+struct personas *personas_new(struct server *s, const char *state_dir, uint64_t spill_bytes)
 {
     struct personas *all = xcalloc(1, sizeof *all);
     all->server = s;
@@ -329,6 +361,9 @@ struct personas *personas_new(struct server *s, const char *state_dir)
         buf_addf(&path, "%s/personas.json", state_dir);
         all->path = buf_take(&path);
         personas_load(all);
+        all->kv = spill_bytes ? persona_kv_new(all, state_dir, spill_bytes) : NULL;
+        if (all->path) /* else the list was not understood */
+            persona_kv_sweep(all->kv);
     }
     return all;
 }
@@ -337,6 +372,7 @@ void personas_free(struct personas *all)
 {
     if (!all)
         return;
+    persona_kv_free(all->kv);
     for (struct persona *p = all->first, *next; p; p = next) {
         next = p->next;
         persona_free(p);
@@ -344,6 +380,16 @@ void personas_free(struct personas *all)
     pthread_mutex_destroy(&all->lock);
     free(all->path);
     free(all);
+}
+
+void personas_stop(struct personas *all, bool now)
+{
+    persona_kv_stop(all->kv, now);
+}
+
+bool personas_busy(const struct personas *all)
+{
+    return persona_kv_busy(all->kv);
 }
 
 void personas_restore(struct personas *all, const struct persona_spec *spec, int64_t created)

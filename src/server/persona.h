@@ -5,6 +5,9 @@
  * any other prefix, and a pin keeps it from being evicted. A chat that names a persona whose prompt
  * is not ready works too: it is only slower.
  *
+ * What is pinned is kept in a file as well (persona_kv.h), and read back after a restart: that,
+ * too, is COMPUTING.
+ *
  *     POST, start, attach -> WAITING -> COMPUTING -> READY
  *                               ^           |-> FAILED
  *                               +-- reset, reload, a full queue
@@ -39,7 +42,10 @@ struct persona {
     struct persona_run *run;  /* COMPUTING: the engine's request */
     struct served *pinned_in; /* NULL: holds no pin */
     uint64_t pin_id;
-    struct exchange *x; /* POST that waits for the computation, or NULL */
+    struct kv_task *kv_task; /* its file is being read or written */
+    uint64_t kv_bytes;       /* of its file, 0: there is none that is right */
+    bool kv_tried;           /* its file need not be looked for */
+    struct exchange *x;      /* POST that waits for the computation, or NULL */
 };
 
 struct personas {
@@ -49,11 +55,12 @@ struct personas {
     struct persona *first;
     size_t n;
     bool computing;
+    struct persona_kv *kv; /* NULL: computed prompts are not kept */
 };
 
 /* Reads DIR/personas.json if it is there; what is wrong with it goes to the log. state_dir NULL:
- * personas end with the process. */
-struct personas *personas_new(struct server *s, const char *state_dir);
+ * personas end with the process. spill_bytes: of computed prompts, in DIR/personas. */
+struct personas *personas_new(struct server *s, const char *state_dir, uint64_t spill_bytes);
 void personas_free(struct personas *all);
 
 struct persona *personas_find(const struct personas *all, const char *name);
@@ -76,11 +83,20 @@ void personas_lost(struct personas *all, const struct served *m);
 void personas_advance(struct personas *all); /* starts what waits; also once a second */
 void personas_client_gone(struct persona *p);
 
+/* The server is ending: what is read or written is over soon; with `now` it is given up. */
+void personas_stop(struct personas *all, bool now);
+bool personas_busy(const struct personas *all); /* engines are in use */
+
+/* persona_kv.c: p's prompt is pinned in m under id, or (m NULL) must be computed. */
+void personas_read_back(struct personas *all, struct persona *p, struct served *m, uint64_t id);
+
 int persona_blocks(const struct persona *p); /* that its pin holds or will hold */
 
 /* persona_file.c: atomically, so that a crash leaves the old file or the new one. */
 void personas_load(struct personas *all);
 void personas_save(struct personas *all);
+/* Every folder of a file's path, for the owner only: prompts may be private. */
+void personas_make_folders(const char *path);
 void personas_restore(struct personas *all, const struct persona_spec *spec, int64_t created);
 
 /* persona_http.c */

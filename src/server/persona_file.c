@@ -106,8 +106,7 @@ static void write_text(const struct personas *all, struct buf *out)
     buf_addc(out, '\n');
 }
 
-/* Every folder of the path, for the owner only: prompts may be private. */
-static void make_folders(const char *path)
+void personas_make_folders(const char *path)
 {
     char folder[4096];
     snprintf(folder, sizeof folder, "%s", path);
@@ -124,7 +123,7 @@ static int write_file(const char *path, const struct buf *text, struct err *e)
     struct buf part = {0};
     size_t done = 0;
     buf_addf(&part, "%s.part", path);
-    make_folders(path);
+    personas_make_folders(path);
     int fd = open(part.data, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     bool ok = fd >= 0;
     while (ok && done < text->len) {

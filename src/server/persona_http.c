@@ -25,6 +25,7 @@ static void write_persona(struct jw *w, const struct server *s, const struct per
     jw_kuint(w, "prompt_tokens", p->prompt.n);
     jw_kuint(w, "pinned_blocks", blocks);
     jw_kuint(w, "pinned_bytes", blocks * block_bytes);
+    jw_kuint(w, "kept_bytes", p->kv_task ? 0 : p->kv_bytes);
     if (whole) {
         jw_key(w, "messages");
         jw_tree(w, p->messages);

@@ -79,8 +79,11 @@ static void tick(void *arg)
     adapters_tick(s->adapters);
     personas_advance(s->personas);
     bills_tick(s);
-    bool late = clock_ms() >= s->give_up_ms;
-    if (!s->http && !s->served.n_threads && (!s->jobs || late) && close_backends(s)) {
+    bool late = !s->http && clock_ms() >= s->give_up_ms;
+    if (late)
+        personas_stop(s->personas, true);
+    if (!s->http && !s->served.n_threads && !personas_busy(s->personas) && (!s->jobs || late) &&
+        close_backends(s)) {
         if (s->jobs)
             log_error("server", "leaving with requests that their engine never finished");
         http_timer_stop(s->tick);
@@ -101,6 +104,7 @@ static void stop_on_loop(void *arg)
     struct server *s = arg;
     if (!s->http)
         return;
+    personas_stop(s->personas, s->draining);
     http_server_close(s->http, s->draining ? 0 : s->opts.drain_ms, http_closed, s);
     s->draining = true;
     served_stop(s);
@@ -130,7 +134,7 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
     s->auth = auth_new();
     s->limits = limits_new();
     s->router = router_new(s);
-    s->personas = personas_new(s, o->state_dir);
+    s->personas = personas_new(s, o->state_dir, o->spill_bytes);
     s->version = xstrdup(o->version ? o->version : "0");
     s->inbox_tail = &s->inbox;
     pthread_mutex_init(&s->inbox_lock, NULL);

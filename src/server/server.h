@@ -69,6 +69,7 @@ struct server_opts {
     struct http_server_opts http; /* from http_server_defaults(); handler and arg are set by us */
     const char *version;          /* for /version and the Server header */
     const char *state_dir; /* what outlives the process (personas), NULL: nothing does; copied */
+    uint64_t spill_bytes;  /* disk for computed personas under state_dir, 0: they are not kept */
     struct quota tenant_quota;  /* of each tenant, beside those of its keys */
     struct quota address_quota; /* of each address that requests come from */
     const char *allow_origin;   /* web pages that may use the service: origin.h; NULL: none */
@@ -133,7 +134,9 @@ struct server_model {
     const struct model_info *info;        /* NULL: unknown */
     int64_t created_unix_s;               /* of the model file, 0: now */
     const struct model *weights;          /* what adapters change, NULL: it takes none */
-    void *owner;                          /* for loader.unload */
+    const char *kv_key; /* what the KV of a prompt depends on beside its tokens: file, KV type,
+                           kernels; stays as the tokenizer does; NULL: personas are not kept */
+    void *owner;        /* for loader.unload */
 };
 
 /* Makes a model answer. Any thread; takes effect on the server's thread in the order of the calls.

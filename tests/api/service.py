@@ -27,17 +27,17 @@ def model_path():
 
 class Service:
     """`with Service() as s:` serves until the block ends; s.url is without a path. The model is the
-    small real one unless a file is given."""
+    small real one unless a file is given; state is a folder that outlives the service."""
 
-    def __init__(self, *args, limit_s=600, file=None):
+    def __init__(self, *args, limit_s=600, file=None, state=None):
         self.args, self.limit_s, self.log, self.lines = args, limit_s, [], queue.Queue()
-        self.file = file
+        self.file, self.kept_state = file, state
 
     def __enter__(self):
         model = self.file or model_path()
         self.state = tempfile.TemporaryDirectory()
         command = [TERRACE, "serve", "--model", model, "--port", "0",
-                   "--state-dir", self.state.name, *map(str, self.args)]
+                   "--state-dir", str(self.kept_state or self.state.name), *map(str, self.args)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         threading.Thread(target=self._read, daemon=True).start()
         self.killer = threading.Timer(self.limit_s, self.process.kill)

@@ -67,6 +67,19 @@ static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
 {
 }
 
+/* The rule needs no KV; a block that comes back must be one that went out. */
+static void read_block(void *ctx, int32_t block, void *out)
+{
+    memset(out, 0x5a, RIG_BLOCK_BYTES);
+}
+
+static void write_block(void *ctx, int32_t block, const void *in)
+{
+    char want[RIG_BLOCK_BYTES];
+    read_block(ctx, block, want);
+    assert_memory_equal(in, want, sizeof want);
+}
+
 static struct tokenizer *make_tokenizer(void)
 {
     static char text[256][8];
@@ -127,6 +140,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
     struct server_opts so = {.http = http_server_defaults(),
                              .version = "1.2.3",
                              .drain_ms = o->drain_ms,
+                             .spill_bytes = o->spill_bytes,
                              .state_dir = o->state_dir,
                              .db = o->db,
                              .adapters = o->adapters};
@@ -150,7 +164,10 @@ void rig_open(struct rig *r, const struct rig_opts *o)
                   .n_blocks = 64 + 4 * r->n_ctx / KV_BLOCK_TOKENS,
                   .n_ctx = r->n_ctx,
                   .forward = forward,
-                  .copy_block = copy_block},
+                  .copy_block = copy_block,
+                  .block_bytes = RIG_BLOCK_BYTES,
+                  .read_block = read_block,
+                  .write_block = write_block},
         .tokenizer = r->tokenizer,
         .max_queue = o->max_queue,
         .prefix_cache = true,
@@ -175,7 +192,8 @@ void rig_attach(struct rig *r)
                              .tokenizer = r->tokenizer,
                              .chat_template = r->chat_template,
                              .n_ctx = r->n_ctx,
-                             .weights = r->weights};
+                             .weights = r->weights,
+                             .kv_key = "rig"};
     server_attach(r->server, &m);
 }
 

@@ -15,7 +15,7 @@
 #include "engine/engine.h"
 #include "server/server.h"
 
-enum { RIG_BYTE0 = 5, RIG_A = RIG_BYTE0 + 256, RIG_VOCAB = RIG_A + 26 };
+enum { RIG_BYTE0 = 5, RIG_A = RIG_BYTE0 + 256, RIG_VOCAB = RIG_A + 26, RIG_BLOCK_BYTES = 64 };
 
 struct rig_opts {
     bool manual;     /* the test runs the steps with engine_step */
@@ -24,6 +24,7 @@ struct rig_opts {
     int max_queue;
     int max_pinned_blocks;
     const char *state_dir;
+    uint64_t spill_bytes;      /* 0: computed personas are not kept */
     const char *chat_template; /* NULL: one with roles between <|im_start|> and <|im_end|> */
     const char *script; /* the model says this and ends, one request at a time; NULL: the rule */
     const char *config; /* YAML of sections, NULL: none */

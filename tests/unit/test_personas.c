@@ -255,6 +255,120 @@ static void test_restart(void **state)
     rmdir(dir);
 }
 
+/* ---- computed prompts in files ---- */
+
+#define KIND_BODY "{\"name\":\"kind\",\"system\":\"Be kind\"}"
+
+struct kept {
+    char dir[32], state[48], json[64], kv[80], other[80];
+    struct rig_opts o;
+    struct rig r;
+};
+
+static void kept_open(struct kept *k, uint64_t spill_bytes)
+{
+    *k = (struct kept){.dir = "/tmp/kept-XXXXXX"};
+    assert_non_null(mkdtemp(k->dir));
+    snprintf(k->state, sizeof k->state, "%s/state", k->dir);
+    snprintf(k->json, sizeof k->json, "%s/personas.json", k->state);
+    snprintf(k->kv, sizeof k->kv, "%s/personas/kind.kv", k->state);
+    snprintf(k->other, sizeof k->other, "%s/personas/x.kv.part", k->state);
+    k->o = (struct rig_opts){
+        .max_pinned_blocks = 4, .state_dir = k->state, .spill_bytes = spill_bytes};
+    rig_open(&k->r, &k->o);
+}
+
+static void kept_close(struct kept *k)
+{
+    char folder[64];
+    snprintf(folder, sizeof folder, "%s/personas", k->state);
+    rig_close(&k->r);
+    unlink(k->kv);
+    unlink(k->json);
+    rmdir(folder);
+    rmdir(k->state);
+    assert_int_equal(rmdir(k->dir), 0);
+}
+
+static void again(struct kept *k)
+{
+    rig_close(&k->r);
+    rig_open(&k->r, &k->o);
+    wait_ready(&k->r, PERSONAS "/kind");
+}
+
+static void wait_kept(struct kept *k)
+{
+    int64_t until = clock_ms() + 60000, bytes = 0;
+    while (!bytes) {
+        json_t *v = call(&k->r, "GET", PERSONAS "/kind", NULL, 200);
+        bytes = int_of(v, "kept_bytes");
+        json_decref(v);
+        assert_true(clock_ms() < until);
+    }
+    assert_int_equal(access(k->kv, F_OK), 0);
+}
+
+static void test_a_restart_computes_nothing(void **state)
+{
+    struct kept k;
+    kept_open(&k, 1 << 20);
+    json_decref(call(&k.r, "POST", PERSONAS, KIND_BODY, 200));
+    wait_kept(&k);
+    write_text(k.other, "was being written");
+    again(&k);
+    assert_int_equal(rig_stats(&k.r).computed_tokens, 0);
+    assert_int_equal(rig_stats(&k.r).blocks_pinned, 1);
+    assert_int_equal(cached(&k.r, ",\"persona\":\"kind\""), KIND_TOKENS);
+    assert_int_not_equal(access(k.other, F_OK), 0);
+    /* a reset is one: everything is computed again, and kept */
+    uint64_t before = rig_stats(&k.r).computed_tokens;
+    json_decref(call(&k.r, "POST", "/reset_prefix_cache", NULL, 200));
+    wait_ready(&k.r, PERSONAS "/kind");
+    assert_int_equal(rig_stats(&k.r).computed_tokens, before + KIND_TOKENS);
+    wait_kept(&k);
+    /* the end of a server right after the answer: the file is finished first */
+    json_decref(call(&k.r, "POST", PERSONAS, KIND_BODY, 200));
+    again(&k);
+    assert_int_equal(rig_stats(&k.r).computed_tokens, 0);
+    json_decref(call(&k.r, "DELETE", PERSONAS "/kind", NULL, 200));
+    rig_stop(&k.r);
+    assert_int_not_equal(access(k.kv, F_OK), 0);
+    kept_close(&k);
+}
+
+static void test_a_damaged_file_is_computed_again(void **state)
+{
+    struct kept k;
+    kept_open(&k, 1 << 20);
+    json_decref(call(&k.r, "POST", PERSONAS, KIND_BODY, 200));
+    wait_kept(&k);
+    rig_stop(&k.r);
+    static const char *const texts[] = {"", "TERSPIL", "something else that is a little longer"};
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
+        write_text(k.kv, texts[i]);
+        again(&k);
+        assert_int_equal(rig_stats(&k.r).computed_tokens, KIND_TOKENS);
+        wait_kept(&k);
+    }
+    again(&k);
+    assert_int_equal(rig_stats(&k.r).computed_tokens, 0);
+    kept_close(&k);
+}
+
+static void test_no_disk_for_it(void **state)
+{
+    struct kept k;
+    kept_open(&k, 100); /* less than the file needs */
+    json_decref(call(&k.r, "POST", PERSONAS, KIND_BODY, 200));
+    assert_int_equal(cached(&k.r, ",\"persona\":\"kind\""), KIND_TOKENS);
+    rig_stop(&k.r);
+    assert_int_not_equal(access(k.kv, F_OK), 0);
+    again(&k);
+    assert_int_equal(rig_stats(&k.r).computed_tokens, KIND_TOKENS);
+    kept_close(&k);
+}
+
 /* ---- while it is computed ---- */
 
 static int post(struct rig *r, const char *body)
@@ -302,9 +416,15 @@ static void test_unfinished(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_life),    cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_replace), cmocka_unit_test(test_reset),
-        cmocka_unit_test(test_restart), cmocka_unit_test(test_unfinished),
+        cmocka_unit_test(test_life),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_replace),
+        cmocka_unit_test(test_reset),
+        cmocka_unit_test(test_restart),
+        cmocka_unit_test(test_a_restart_computes_nothing),
+        cmocka_unit_test(test_a_damaged_file_is_computed_again),
+        cmocka_unit_test(test_no_disk_for_it),
+        cmocka_unit_test(test_unfinished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
