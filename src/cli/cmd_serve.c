@@ -25,7 +25,7 @@ struct serve_options {
     struct quota tenant, address; /* tokens_per_day of an address is not used */
     int log_level, log_format;
     const char *allow_origin;
-    bool check_config, insecure, routes;
+    bool check_config, insecure, routes, share_prefixes;
 };
 
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
@@ -63,6 +63,9 @@ static const struct opt opts[] = {
      "none."},
     {"state-dir", OPT_STR, AT(state_dir), NULL, "DIR",
      "Where keys, usage, adapters and personas are kept. The default is ~/.terrace/state."},
+    {"share-prefixes", OPT_BOOL, AT(share_prefixes), NULL, NULL,
+     "Tenants of different keys share what is cached of their prompts. Then one can find out by\n"
+     "timing whether another has sent a text."},
     {"tenant-rpm", OPT_INT, AT(tenant.requests_per_minute), "0", "N",
      "Requests a minute of each tenant, all its keys together; 0 is no limit.", .min = 0,
      .max = 1e12},
@@ -249,6 +252,7 @@ static int open_server(struct service *s, struct err *e)
         .open_to_all = o->insecure,
         .read_config = o->config ? read_config : NULL,
         .read_config_arg = (void *)o,
+        .share_prefixes = o->share_prefixes,
     };
     so.http.host = o->host;
     so.http.port = (int)o->port;

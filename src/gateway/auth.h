@@ -52,5 +52,11 @@ int auth_check(struct auth *a, enum role need, struct str secret, const char *pe
 void auth_key_ref(struct auth_key *k);
 void auth_key_unref(struct auth_key *k); /* NULL is fine */
 
+/* NULL: there is no key. */
+static inline const char *key_tenant(const struct auth_key *k)
+{
+    return k ? k->key.tenant : NULL;
+}
+
 /* The address as limits count it: IPv4 as it is, IPv6 by its /64. */
 void auth_address(const char *peer, char out[48]);

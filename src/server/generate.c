@@ -234,7 +234,7 @@ static void fill_request(const struct choice *c, struct engine_request *out,
         .n_stop_ids = (int)g->n_stop_ids,
         /* some models mark calls with control tokens */
         .special = !g->skip_special || job_finds_calls(j),
-        .cache_salt = g->cache_salt,
+        .cache_salt = j->salt,
         .adapters = j->adapters,
         .n_adapters = j->n_adapters,
         .tenant = j->tenant,
@@ -314,7 +314,8 @@ static enum job_step stage_submit(struct job *j)
 static enum job_step stage_terms(struct job *j)
 {
     note_unknown_fields(j->server, &j->req);
-    j->tenant = request_tenant(j->x->http, &j->req);
+    j->tenant = request_tenant(j->x->http, &j->req, key_tenant(j->x->key));
+    j->salt = request_salt(&j->req, j->server->opts.share_prefixes ? NULL : key_tenant(j->x->key));
     if (request_deadline(j->x->http, &j->req, j->start_ns, &j->deadline_ms, &j->err))
         return job_refuse(j, 400, NULL);
     return JOB_GO;

@@ -69,8 +69,8 @@ struct job {
     bool restarting; /* its choices end, then another tier takes it */
     bool failed;     /* answered with an error: what still comes is dropped */
     int64_t start_ns;
-    const char *tenant;
-    int64_t deadline_ms; /* 0: none */
+    const char *tenant, *salt; /* terms.h */
+    int64_t deadline_ms;       /* 0: none */
 
     /* why a stage failed */
     int status; /* 0: fine, else the HTTP status */

@@ -467,7 +467,8 @@ void handle_route(struct exchange *x)
     struct route_facts f;
     struct route_decision d;
     if (!rc)
-        rc = decide(x->server->router, x, &req, request_tenant(http, &req), &f, &d, &e);
+        rc = decide(x->server->router, x, &req, request_tenant(http, &req, key_tenant(x->key)), &f,
+                    &d, &e);
     if (rc) {
         answer_err(x, &e);
     } else {

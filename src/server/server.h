@@ -73,6 +73,7 @@ struct server_opts {
     struct quota tenant_quota;  /* of each tenant, beside those of its keys */
     struct quota address_quota; /* of each address that requests come from */
     const char *allow_origin;   /* web pages that may use the service: origin.h; NULL: none */
+    bool share_prefixes;        /* tenants of keys share KV, so they may learn from its timing */
     bool open_to_all;           /* other machines reach it although there may be no keys */
     /* Reads the config file for server_reload: a tree, or NULL with the reason. On the server's
      * thread. NULL: there is no file. */

@@ -13,8 +13,10 @@ static bool is_local(const char *peer)
            strncmp(peer, "::ffff:127.", 11) == 0;
 }
 
-const char *request_tenant(struct http_req *http, struct chat_request *r)
+const char *request_tenant(struct http_req *http, struct chat_request *r, const char *key_tenant)
 {
+    if (key_tenant)
+        return arena_printf(&r->arena, "key:%s", key_tenant);
     struct str header = http_header(http, "x-terrace-tenant");
     const char *kind = "peer", *name = http->peer;
     size_t n = strlen(http->peer);
@@ -30,6 +32,15 @@ const char *request_tenant(struct http_req *http, struct chat_request *r)
     if (n > MAX_TENANT_BYTES)
         n = MAX_TENANT_BYTES;
     return arena_printf(&r->arena, "%s:%.*s", kind, (int)n, name);
+}
+
+const char *request_salt(struct chat_request *r, const char *key_tenant)
+{
+    const char *own = r->gen.cache_salt;
+    if (!key_tenant)
+        return own;
+    return arena_printf(&r->arena, "@%s@%s", key_tenant,
+                        own ? own : ""); /* no salt may hold an @ */
 }
 
 int request_deadline(struct http_req *http, const struct chat_request *r, int64_t start_ns,

@@ -4,11 +4,16 @@
 #include "api/request.h"
 #include "http/http.h"
 
-/* The key of fairness between clients, in r's arena: the header x-terrace-tenant from a peer on
- * this machine (a proxy that knows its users), else `user` or `safety_identifier` of the request,
- * else the peer's address. Nobody proves any of these, so it decides who waits for whom and nothing
- * more: what is cached is kept apart by cache_salt. */
-const char *request_tenant(struct http_req *http, struct chat_request *r);
+/* Whose request it is, in r's arena. With a key: its tenant, "key:acme", which is proven. Without
+ * keys: the header x-terrace-tenant from a peer on this machine (a proxy that knows its users),
+ * else `user` or `safety_identifier` of the request, else the peer's address; nobody proves any of
+ * these, so they decide who waits for whom and nothing more. `key_tenant` NULL: there was no key.
+ */
+const char *request_tenant(struct http_req *http, struct chat_request *r, const char *key_tenant);
+
+/* What keeps the request's KV apart from that of others: with a key its tenant, and within that the
+ * request's own cache_salt; NULL: nothing does. In r's arena. */
+const char *request_salt(struct chat_request *r, const char *key_tenant);
 
 /* clock_ms() at which the request ends unanswered, 0: never. From `timeout` of the body and the
  * header x-request-timeout, both in seconds after start_ns, whichever is sooner. ERR_INVALID for a

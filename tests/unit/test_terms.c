@@ -31,13 +31,25 @@ static void test_tenant(void **state)
         struct http_header header = {STR("X-Terrace-Tenant"), {h, h ? strlen(h) : 0}};
         struct http_req http = {.peer = cases[i].peer, .headers = &header, .n_headers = h != NULL};
         r.user = cases[i].user;
-        assert_string_equal(request_tenant(&http, &r), cases[i].want);
+        assert_string_equal(request_tenant(&http, &r, NULL), cases[i].want);
     }
     struct http_req http = {.peer = "192.0.2.1"};
     r.user = long_user;
-    const char *cut = request_tenant(&http, &r);
+    const char *cut = request_tenant(&http, &r, NULL);
     assert_int_equal(strlen(cut), strlen("user:") + 128);
     assert_null(strstr(cut, "TAIL"));
+    assert_string_equal(request_tenant(&http, &r, "acme"), "key:acme"); /* whatever else it says */
+    chat_request_release(&r);
+}
+
+static void test_salt(void **state)
+{
+    struct chat_request r = {0};
+    assert_null(request_salt(&r, NULL));
+    assert_string_equal(request_salt(&r, "acme"), "@acme@");
+    r.gen.cache_salt = "mine";
+    assert_string_equal(request_salt(&r, NULL), "mine");
+    assert_string_equal(request_salt(&r, "acme"), "@acme@mine");
     chat_request_release(&r);
 }
 
@@ -81,6 +93,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tenant),
+        cmocka_unit_test(test_salt),
         cmocka_unit_test(test_deadline),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
