@@ -32,6 +32,8 @@ struct adapter_card adapter_card_of(struct server *s, struct arena *a,
                                     const struct registry_entry *entry,
                                     const struct registry_links *aliases, int version);
 
+void adapter_write_metrics(struct server *s, struct buf *out);
+
 /* The status that answers an error about an adapter: a damaged one is the client's mistake. */
 int adapter_error_status(int rc);
 void adapter_answer_error(struct exchange *x, int rc, const struct err *e);

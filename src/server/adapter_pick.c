@@ -24,6 +24,30 @@ enum job_step job_find_adapter(struct job *j)
     return JOB_GO;
 }
 
+/* By its own name, whatever reference leads there, or by an alias of any adapter. */
+static bool allows(const struct job *j, const char *patterns, const char *reference)
+{
+    struct registry_ref r = {0};
+    bool yes = !strchr(reference, ':') && key_allows(patterns, reference);
+    if (!yes && registry_resolve(adapters_registry(j->server->adapters), reference, &r, NULL) == 0)
+        yes = key_allows(patterns, r.name);
+    registry_ref_release(&r);
+    return yes;
+}
+
+const char *job_forbidden_adapter(const struct job *j, const char *patterns)
+{
+    if (j->named_adapter && !allows(j, patterns, j->named_adapter))
+        return j->named;
+    for (size_t i = 0; i < j->req.n_adapters; i++) {
+        const struct adapter_choice *c = &j->req.adapters[i];
+        const char *name = c->name ? c->name : lora_table_name(&j->server->lora, c->id);
+        if (name && !allows(j, patterns, name))
+            return name;
+    }
+    return NULL;
+}
+
 /* Those that everybody gets, of the job's model. */
 static int common_picks(const struct job *j, struct adapter_pick *picks)
 {

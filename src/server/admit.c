@@ -24,12 +24,8 @@ enum job_step job_permit(struct job *j)
     const struct served *m = j->model ? j->model : served_find(j->server, j->req.model);
     if (m && !key_allows(k->models, m->name))
         return forbidden(j, "model", m->name);
-    for (size_t i = 0; i < j->req.n_adapters; i++) {
-        const char *name = j->req.adapters[i].name ? j->req.adapters[i].name : "";
-        if (!key_allows(k->adapters, name))
-            return forbidden(j, "adapter", name);
-    }
-    return JOB_GO;
+    const char *adapter = job_forbidden_adapter(j, k->adapters);
+    return adapter ? forbidden(j, "adapter", adapter) : JOB_GO;
 }
 
 /* A backend will answer: only it knows its models, so their names are as the client gave them. */

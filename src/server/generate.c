@@ -11,7 +11,6 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/rng.h"
-#include "model/adapter.h"
 #include "server/job.h"
 #include "server/persona.h"
 #include "server/proxy.h"
@@ -104,8 +103,7 @@ static void job_reset(struct job *j)
     }
     for (int i = 0; i < j->n_prompts; i++)
         token_list_release(&j->prompts[i]);
-    for (int i = 0; i < j->n_adapters; i++)
-        adapter_unref(j->adapters[i].adapter);
+    adapters_release(&j->lease);
     free(j->choices);
     free(j->prompts);
     j->choices = NULL;
@@ -273,7 +271,7 @@ static void make_head(struct job *j)
     j->head = (struct openai_head){
         .endpoint = j->endpoint,
         .id = j->id,
-        .model = j->model->name,
+        .model = j->named ? j->named : j->model->name,
         .fingerprint = j->model->fingerprint,
         .created = clock_unix_s(),
         .usage_null = j->req.include_usage,
@@ -330,26 +328,21 @@ static enum job_step stage_model(struct job *j)
     return status ? job_refuse(j, status, j->code) : JOB_GO;
 }
 
-/* Nobody keeps adapters yet, so none can be found. */
-static enum job_step stage_adapters(struct job *j)
-{
-    if (!j->req.n_adapters)
-        return JOB_GO;
-    err_param(&j->err, ERR_NOTFOUND, "adapter", "The adapter `%.128s` does not exist",
-              j->req.adapters[0].name ? j->req.adapters[0].name : "");
-    return job_refuse(j, 404, "adapter_not_found");
-}
-
 static const struct stage {
     enum job_step (*run)(struct job *j);
     bool heavy; /* any thread may run it; else the server's, with a client that is still there */
 } stages[] = {
-    {stage_parse, true},                          /* bytes -> req */
-    {stage_terms, false},                         /* for whom, and until when */
-    {router_route, false},   {job_permit, false}, /* the key may use the model */
-    {proxy_stage, false},    {stage_model, false},
-    {stage_adapters, false}, {stage_prompt, true}, /* messages -> tokens */
-    {job_admit, false},                            /* the limits have room for its tokens */
+    {stage_parse, true},        /* bytes -> req */
+    {stage_terms, false},       /* for whom, and until when */
+    {router_route, false},      /* on which tier */
+    {job_find_adapter, false},  /* a model that is an adapter's name */
+    {job_permit, false},        /* the key may use them */
+    {proxy_stage, false},       /* another engine has the model */
+    {stage_model, false},       /* is there, or gets loaded */
+    {job_take_adapters, false}, /* which they are; their loads begin */
+    {stage_prompt, true},       /* messages -> tokens */
+    {job_get_adapters, false},  /* are there */
+    {job_admit, false},         /* the limits have room for its tokens */
     {stage_submit, false},
 };
 

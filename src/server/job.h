@@ -96,6 +96,8 @@ void job_closed(struct job *j);  /* its exchange is over */
 
 /* adapter_pick.c: stages */
 enum job_step job_find_adapter(struct job *j); /* a model that is an adapter's name */
+/* The first adapter that the request chooses and no pattern of the list allows, or NULL. */
+const char *job_forbidden_adapter(const struct job *j, const char *patterns);
 enum job_step job_take_adapters(struct job *j);
 enum job_step job_get_adapters(struct job *j); /* waits until they are there */
 

@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "gateway/backends.h"
+#include "server/adapter_http.h"
 #include "server/router.h"
 #include "server/service.h"
 
@@ -372,6 +373,7 @@ void handle_metrics(struct exchange *x)
     }
     router_write_metrics(s->router, &b);
     backends_metrics(s->backends, &b);
+    adapter_write_metrics(s, &b);
     write_http(&b, s);
     answer(x, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_release(&b);

@@ -3,7 +3,7 @@
 
 #include "base/mem.h"
 #include "gateway/backends.h"
-#include "server/service.h"
+#include "server/adapter_http.h"
 
 /* ---- one model as JSON ---- */
 
@@ -128,6 +128,29 @@ static void write_remote(void *to, const char *model, const struct backend *b)
     jw_obj_end(l->w);
 }
 
+/* The adapters, below their base models; with a name, that one. Returns how many. */
+static int write_adapters(struct jw *w, struct server *s, const char *name)
+{
+    struct registry_list all;
+    int n = 0;
+    registry_list(adapters_registry(s->adapters), &all);
+    for (size_t i = 0; i < all.n; i++) {
+        const struct registry_entry *a = &all.entries[i];
+        const struct registry_version *v = registry_version_of(a, 0);
+        const struct served *m = served_find(s, a->base);
+        if (!v || (name && strcmp(name, a->name)))
+            continue;
+        struct adapter_card c = {.name = a->name,
+                                 .base_model = a->base,
+                                 .path = v->source,
+                                 .created = v->created_unix_s};
+        adapter_write_model(w, &c, m && served_is_loaded(m) ? m->model.n_ctx : 0);
+        n++;
+    }
+    registry_list_release(&all);
+    return n;
+}
+
 void handle_models(struct exchange *x)
 {
     struct buf body = {0};
@@ -144,6 +167,7 @@ void handle_models(struct exchange *x)
     if (loader->list)
         loader->list(loader->arg, write_candidate, &l);
     backends_each_model(x->server->backends, write_remote, &l);
+    write_adapters(&w, x->server, NULL);
     jw_arr_end(&w);
     jw_obj_end(&w);
     jw_done(&w);
@@ -174,10 +198,6 @@ void handle_model(struct exchange *x)
 {
     const char *name = x->path_rest ? x->path_rest : "";
     const struct served *m = served_discover(x->server, name);
-    if (!m && !backends_know(x->server->backends, name)) {
-        answer_no_model(x, name);
-        return;
-    }
     struct buf body = {0};
     struct jw w;
     struct search s = {{x->server, &w}, name};
@@ -186,8 +206,10 @@ void handle_model(struct exchange *x)
         write_model(&w, m);
     else
         backends_each_model(x->server->backends, write_if_named, &s);
-    jw_done(&w);
-    answer_json(x, 200, &body);
+    if (body.len || write_adapters(&w, x->server, name))
+        answer_json(x, 200, &body);
+    else
+        answer_no_model(x, name);
     buf_release(&body);
 }
 

@@ -608,7 +608,7 @@ enum job_step proxy_stage(struct job *j)
     struct server *s = j->server;
     const char *model = j->req.model;
     const struct names *only = router_backends(j);
-    bool local = lists_local(only) && (!model || served_find(s, model));
+    bool local = lists_local(only) && (!model || j->named_adapter || served_find(s, model));
     if (local || !model || (!backends_know(s->backends, model) && lists_local(only)))
         return JOB_GO;
     struct proxy_plan plan = {

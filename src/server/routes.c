@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "server/adapter_http.h"
 #include "server/job.h"
 #include "server/persona.h"
 #include "server/proxy.h"
@@ -17,7 +18,7 @@
 
 struct route {
     const char *method;
-    const char *path; /* a '*' at the end stands for one or more characters */
+    const char *path; /* one '*' stands for one or more characters; the first that fits counts */
     enum role role;
     route_fn *handle;
 };
@@ -32,6 +33,29 @@ static const struct route routes[] = {
     ROUTE("POST", "/v1/models/unload", ADMIN, handle_model_unload),
     ROUTE("POST", "/models/unload", ADMIN, handle_model_unload),
     ROUTE("GET", "/v1/models/*", USER, handle_model),
+    ROUTE("GET", "/v1/adapters", USER, handle_adapters),
+    ROUTE("POST", "/v1/adapters", ADMIN, handle_adapter_add),
+    ROUTE("GET", "/v1/adapters/aliases", USER, handle_adapter_aliases),
+    ROUTE("PUT", "/v1/adapters/aliases/*", ADMIN, handle_adapter_alias_put),
+    ROUTE("DELETE", "/v1/adapters/aliases/*", ADMIN, handle_adapter_alias_delete),
+    ROUTE("GET", "/v1/adapters/*/versions", USER, handle_adapter_versions),
+    ROUTE("POST", "/v1/adapters/*/load", ADMIN, handle_adapter_load),
+    ROUTE("POST", "/v1/adapters/*/unload", ADMIN, handle_adapter_unload),
+    ROUTE("POST", "/v1/adapters/*/pin", ADMIN, handle_adapter_pin),
+    ROUTE("POST", "/v1/adapters/*/unpin", ADMIN, handle_adapter_unpin),
+    ROUTE("POST", "/v1/adapters/*/rollback", ADMIN, handle_adapter_rollback),
+    ROUTE("GET", "/v1/adapters/*", USER, handle_adapter),
+    ROUTE("PATCH", "/v1/adapters/*", ADMIN, handle_adapter_change),
+    ROUTE("DELETE", "/v1/adapters/*", ADMIN, handle_adapter_delete),
+    ROUTE("GET", "/v1/users/*/adapter", ADMIN, handle_user_adapter),
+    ROUTE("PUT", "/v1/users/*/adapter", ADMIN, handle_user_adapter_put),
+    ROUTE("DELETE", "/v1/users/*/adapter", ADMIN, handle_user_adapter_delete),
+    ROUTE("POST", "/v1/load_lora_adapter", ADMIN, handle_vllm_load),
+    ROUTE("POST", "/v1/unload_lora_adapter", ADMIN, handle_vllm_unload),
+    ROUTE("POST", "/load_lora_adapter", ADMIN, handle_sglang_load),
+    ROUTE("POST", "/unload_lora_adapter", ADMIN, handle_sglang_unload),
+    ROUTE("GET", "/lora-adapters", USER, handle_lora_adapters),
+    ROUTE("POST", "/lora-adapters", ADMIN, handle_lora_adapters_post),
     ROUTE("POST", "/v1/personas", ADMIN, handle_persona_put),
     ROUTE("GET", "/v1/personas", USER, handle_personas),
     ROUTE("DELETE", "/v1/personas", ADMIN, handle_personas_delete),
@@ -55,12 +79,14 @@ static const struct route routes[] = {
 
 static bool path_matches(const struct route *route, struct str path, struct str *rest)
 {
-    size_t n = strlen(route->path);
-    if (route->path[n - 1] != '*')
+    const char *star = strchr(route->path, '*');
+    if (!star)
         return str_eqs(path, route->path);
-    if (path.n < n || memcmp(path.p, route->path, n - 1) != 0)
+    size_t before = (size_t)(star - route->path), after = strlen(star + 1);
+    if (path.n <= before + after || memcmp(path.p, route->path, before) != 0 ||
+        memcmp(path.p + path.n - after, star + 1, after) != 0)
         return false;
-    *rest = (struct str){path.p + n - 1, path.n - (n - 1)};
+    *rest = (struct str){path.p + before, path.n - before - after};
     return true;
 }
 
@@ -122,8 +148,12 @@ struct served *served_or_wait(struct exchange *x, const char *name, const struct
 {
     const char *code = NULL;
     struct err e = {0};
+    char *base, *adapter;
     if (x->model) /* the handler runs for the second time */
         return x->model;
+    if (name && !served_find(x->server, name) &&
+        adapters_find_model(x->server->adapters, name, &base, &adapter))
+        name = base; /* it has the same vocabulary */
     x->waiter.wake = model_is_here;
     int status = served_acquire(x->server, name, keep, &x->waiter, &x->model, &code, &e);
     if (status && status != SERVED_WAIT)
@@ -166,6 +196,8 @@ static void exchange_closed(struct http_req *r, bool complete)
         personas_client_gone(x->persona);
     if (x->enquiry)
         enquiry_client_gone(x->enquiry);
+    if (x->change)
+        adapter_call_gone(x->change);
     waiter_cancel(&x->waiter);
     served_put(x->model);
 }
