@@ -19,7 +19,7 @@ struct command {
 };
 
 extern const struct command cmd_serve, cmd_run, cmd_pull, cmd_list, cmd_show, cmd_rm, cmd_bench,
-    cmd_key, cmd_version;
+    cmd_adapter, cmd_key, cmd_version;
 
 /* Exit statuses. */
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };

@@ -16,8 +16,8 @@
 const char cli_version[] = TERRACE_VERSION;
 
 static const struct command *const commands[] = {
-    &cmd_serve, &cmd_run,   &cmd_pull, &cmd_list,    &cmd_show,
-    &cmd_rm,    &cmd_bench, &cmd_key,  &cmd_version,
+    &cmd_serve, &cmd_run,   &cmd_pull,    &cmd_list, &cmd_show,
+    &cmd_rm,    &cmd_bench, &cmd_adapter, &cmd_key,  &cmd_version,
 };
 
 static void usage(FILE *out)

@@ -64,6 +64,25 @@ class Registry(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class Api(http.server.BaseHTTPRequestHandler):
+    """A server that answers `reply` to everything and keeps what it was asked."""
+    reply, asked = (200, b"{}"), []
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.asked.append((self.command, self.path, body, self.headers.get("Authorization")))
+        status, text = self.reply
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_PUT = do_DELETE = do_PATCH = do_POST
+
+
 def terrace(*args, env=None, stdin=None, limit=120, preexec=None):
     return subprocess.run([TERRACE, *map(str, args)], env={**os.environ, **(env or {})},
                           input=stdin, capture_output=True, timeout=limit, preexec_fn=preexec,
@@ -235,6 +254,63 @@ class Tests:
     def test_memory_limit_refuses(self):
         out = terrace("run", "--memory-limit", "200MiB", "smollm2:135m", "hello")
         assert out.returncode == 1 and b"raise --memory-limit" in out.stderr, out.stderr
+
+    def test_adapter_usage(self):
+        for args, text in (([], "verbs"), (["dance"], 'no verb "dance"'), (["add", "x"], "add NAME PATH"),
+                           (["list", "x"], "adapter list"), (["list", "--version", "x"], "--version")):
+            out = terrace("adapter", *args)
+            assert out.returncode == 2 and text.encode() in out.stderr, (args, out)
+        out = terrace("adapter", "list", "--url", "http://127.0.0.1:1")
+        assert out.returncode == 1 and b"start one with terrace serve" in out.stderr, out
+        out = terrace("adapter", "list", "--url", "file:///etc/passwd")
+        assert out.returncode == 1 and b"http://HOST:PORT" in out.stderr, out
+
+    def test_adapter_requests(self):
+        """What the verbs ask of a server, and what they make of its answers."""
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+
+        def adapter(*args, reply=(200, b"{}"), key=None):
+            Api.reply = reply
+            env = {"TERRACE_API_KEY": key} if key else {}
+            # a proxy must not be asked for what is on this machine
+            out = terrace("adapter", *args, "--url", url + "/", env={**env, "http_proxy": "http://127.0.0.1:1"})
+            return out, *Api.asked[-1]
+        try:
+            card = (b'{"name":"sql","version":2,"rank":16,"bytes":4200000,"state":"failed",'
+                    b'"error":"cut"}')
+            out, *asked = adapter("add", "sql", "no/where", "--labels", "a=b,c=", "--pin", reply=(201, card),
+                                  key="tk-1")
+            assert asked[:2] == ["POST", "/v1/adapters"] and asked[3] == "Bearer tk-1", asked
+            assert json.loads(asked[2]) == {"name": "sql", "path": "no/where", "pin": True,
+                                            "labels": {"a": "b", "c": ""}}, asked
+            assert out.stdout == b"sql: version 2, rank 16, 4.2 MB, failed: cut\n", out
+            out, *asked = adapter("list", "--owner", "a b&c", "--label", "k=v")
+            assert asked[1] == "/v1/adapters?owner=a%20b%26c&label=k%3Dv" and asked[3] is None, asked
+            assert out.stdout.startswith(b"no adapters"), out
+            _, *asked = adapter("rm", "org/sql")
+            assert asked[:2] == ["DELETE", "/v1/adapters/org%2Fsql"], asked
+            _, *asked = adapter("rollback", "sql", "--version", "3")
+            assert asked[:3] == ["POST", "/v1/adapters/sql/rollback", b'{"version":3}'], asked
+            _, *asked = adapter("alias", "s@prod", "sql")
+            assert asked[:3] == ["PUT", "/v1/adapters/aliases/s%40prod", b'{"adapter":"sql"}'], asked
+            _, *asked = adapter("assign", "ann", "sql")
+            assert asked[:3] == ["PUT", "/v1/users/ann/adapter", b'{"adapter":"sql"}'], asked
+            for status, text, message in (
+                    (404, b'{"error":{"message":"no such adapter"}}', b"adapter: no such adapter\n"),
+                    (400, b'{"error":"plain text"}', b"adapter: plain text\n"),
+                    (502, b"<html>", b"answered 502: <html>"),
+                    (401, b'{"error":{"message":"a key is needed"}}', b"set TERRACE_API_KEY")):
+                out, *_ = adapter("show", "x", reply=(status, text))
+                assert out.returncode == 1 and message in out.stderr, (status, out)
+            out, *_ = adapter("list", "--json", reply=(200, b'{"data":[]}'))
+            assert json.loads(out.stdout) == {"data": []}
+            evil = b'{"data":[{"name":"a\\u001b[31m\\n","state":"x","aliases":[]}]}'
+            out, *_ = adapter("list", reply=(200, evil))
+            assert b"\x1b" not in out.stdout and len(out.stdout.splitlines()) == 2, out
+        finally:
+            server.shutdown()
 
 
 def main():
