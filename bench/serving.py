@@ -9,6 +9,7 @@ shares the processors with the server and is made to cost little (serving_client
 """
 import argparse
 
+import serving_adapters
 import serving_long
 import serving_speed
 
@@ -32,6 +33,14 @@ SCENARIOS = {
         "sizes": (sizes, [1, 2, 4, 8, 16], [1, 4, 8], "numbers of clients"),
         "gen": (int, 48, 32, "tokens of an answer"),
         "rounds": (int, 3, 1, "rounds over all numbers")}),
+    "adapters": (serving_adapters.adapters, "streams with an adapter each, here and in the peer", PHI3, {
+        "memory": (str, "8GiB", "2GiB", "memory limit"),
+        "bench-memory": (str, "12GiB", "2GiB", "memory limit in process, where 32 adapters are held"),
+        "clients": (int, 8, 4, "streams and adapters"),
+        "gen": (int, 48, 32, "tokens of an answer"),
+        "rounds": (int, 3, 1, "rounds, with adapters and without in turn"),
+        "shapes": (str, "1/1,8/8,32/32", "1/1,4/4", "batch/adapters in process, with commas between"),
+        "peer": (int, 1, 0, "1: run llama-cpp-python too, 0: leave it out")}),
     "smooth": (serving_speed.smooth, "gaps of running streams beside a long prompt", PHI3, {
         "memory": (str, "8GiB", "2GiB", "memory limit"),
         "clients": (int, 4, 4, "streams"),
@@ -77,8 +86,9 @@ def main():
     function, _, model, own = SCENARIOS[options.scenario]
     options.model = options.model or (SMOLLM2 if options.quick else model)
     for option, (_, full, quick, _) in own.items():
-        if getattr(options, option) is None:
-            setattr(options, option, quick if options.quick else full)
+        name = option.replace("-", "_")
+        if getattr(options, name) is None:
+            setattr(options, name, quick if options.quick else full)
     function(options)
 
 
