@@ -3,7 +3,7 @@ BUILD ?= build
 MODEL ?= smollm2:135m
 SERVE ?=
 
-.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean
+.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults
 
 all: setup $(BUILD)/build.ninja ## build build/terrace
 	ninja -C $(BUILD)
@@ -45,6 +45,9 @@ bench: all ## speed of kernels and engine, with the share of the machine's roof
 
 bench-peers: all ## the same files in llama-cpp-python, side by side
 	bench/peers.py
+
+soak-faults: all ## upstreams that die, hang and lie for FAULTS_SECONDS (600)
+	FAULTS_SECONDS=$${FAULTS_SECONDS:-600} python3 tests/stress/faults.py
 
 lint: ## layers, format
 	@tools/layers.py

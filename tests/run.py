@@ -136,7 +136,8 @@ def tier_api():
 
 def tier_stress():
     build("build")
-    return counted("tests/stress/run.py")
+    results = [counted(f"tests/stress/{script}") for script in ("run.py", "faults.py")]
+    return tuple(map(sum, zip(*results)))
 
 
 TIERS = {"lint": tier_lint, "unit": tier_unit, "asan": tier_asan, "tsan": tier_tsan,

@@ -259,7 +259,8 @@ enum backend_answer backends_pick(struct backends *all, const struct backend_que
             explain(b, why);
             if (b->state == BACKEND_STOPPED)
                 managed_wake(b);
-            later = later || b->state == BACKEND_HEALTHY || b->state == BACKEND_STARTING;
+            later = later || b->state == BACKEND_HEALTHY || b->state == BACKEND_STARTING ||
+                    b->state == BACKEND_HALF_OPEN; /* its trial will tell */
             continue;
         }
         of[n] = b;

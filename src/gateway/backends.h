@@ -57,7 +57,7 @@ struct backend_query {
 
 enum backend_answer {
     BACKENDS_HERE, /* *out may take it; call backend_begin */
-    BACKENDS_WAIT, /* all that could are full or starting: wait on all->ready */
+    BACKENDS_WAIT, /* all that could are full, starting or on trial: wait on all->ready */
     BACKENDS_NONE, /* nobody can: `why` gets the reasons, without URLs */
 };
 enum backend_answer backends_pick(struct backends *all, const struct backend_query *q,

@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""Three upstreams that are killed, hang and answer garbage at random, behind one gateway.
+
+Every request must be answered right, or with a clear error, within its deadline; what a stream brings
+comes from one upstream, in order, once. While the breaker keeps an upstream out, it gets nothing but
+probes. FAULTS_SECONDS (20) sets how long the faults go on. Ends with "N passed, N failed"."""
+import collections
+import datetime
+import http.client
+import json
+import os
+import pathlib
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "api"))
+from service import Service, run_tests  # noqa: E402
+
+SECONDS = float(os.environ.get("FAULTS_SECONDS", "20"))
+CLIENTS = 8
+DEADLINE_S = 4
+IN_FLIGHT_S = 0.1  # a request that was sent before the ejection may arrive after it
+NAMES = ["ant", "bee", "cat"]
+CONFIG = """
+backends:
+%s
+balance: {policy: least-tokens, retries: 2}
+"""
+BACKEND = """  - {name: %s, url: "http://127.0.0.1:%d", models: [m], first_byte_timeout: 1s,
+     idle_timeout: 1s, connect_timeout: 500ms, probe: 200ms, probe_timeout: 300ms, eject: 200ms,
+     eject_max: 1s, slow_start: 500ms}
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Upstream:
+    def __init__(self, name):
+        self.name, self.port, self.chats, self.mode = name, free_port(), [], "ok"
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "fake_upstream.py", str(self.port), self.name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "listening\n"
+        threading.Thread(target=self.read, args=(self.process.stdout,), daemon=True).start()
+
+    def read(self, lines):
+        for line in lines:
+            _, when, mode = line.split()
+            self.chats.append((float(when), mode))
+
+    def set(self, mode):
+        if mode == self.mode:
+            return
+        if mode == "killed":
+            self.process.kill()
+            self.process.wait()
+        else:
+            if self.mode == "killed":
+                self.start()
+            self.process.stdin.write(mode + "\n")
+            self.process.stdin.flush()
+        self.mode = mode
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Wrong(Exception):
+    pass
+
+
+def check(good, *what):
+    if not good:
+        raise Wrong(*what)
+
+
+def right(words, request, n, whole):
+    """Are these the words of one upstream, in order, once; all of them if whole?"""
+    check(len(words) == n if whole else len(words) <= n, "number of words", words)
+    names = {w.split("/")[1] for w in words}
+    check(len(names) <= 1, "more than one upstream", words)
+    check(words == [f"{request}/{w.split('/')[1]}/{i}" for i, w in enumerate(words)],
+          "wrong words", words)
+
+
+def clear_error(error):
+    check(isinstance(error, dict) and len(error.get("message", "")) > 10, "unclear error", error)
+    check("127.0.0.1" not in json.dumps(error), "the error tells an address", error)
+
+
+def read_stream(reply, request, n):
+    """"ok", or "cut" for a stream that ended with a clear error."""
+    text = reply.read().decode()
+    check(text.endswith("data: [DONE]\n\n"), "no end", text[-200:])
+    events = [e.removeprefix("data: ") for e in text[:-2].split("\n\n")]
+    events = [json.loads(e) for e in events[:-1] if not e.startswith(":")]
+    words = [e["choices"][0]["delta"]["content"] for e in events if "choices" in e]
+    errors = [e["error"] for e in events if "error" in e]
+    check(len(errors) <= 1 and (not errors or "error" in events[-1]), "errors", errors)
+    right(words, request, n, not errors)
+    for e in errors:
+        clear_error(e)
+    return "cut" if errors else "ok"
+
+
+def ask(port, request, n, streams):
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S + 10)
+    body = json.dumps({"model": "m", "stream": streams,
+                       "messages": [{"role": "user", "content": f"{request} {n}"}]})
+    try:
+        c.request("POST", "/v1/chat/completions", body, {"x-request-timeout": str(DEADLINE_S)})
+        reply = c.getresponse()
+        if reply.status == 200 and streams:
+            return read_stream(reply, request, n)
+        answer = json.loads(reply.read())
+        if reply.status == 200:
+            right(answer["choices"][0]["message"]["content"].split(), request, n, True)
+            return "ok"
+        check(reply.status in (502, 503, 504), "status", reply.status, answer)
+        clear_error(answer["error"])
+        return str(reply.status)
+    finally:
+        c.close()
+
+
+class Load:
+    def __init__(self, port):
+        self.port, self.lock, self.results, self.wrong = port, threading.Lock(), [], []
+        self.stop = threading.Event()
+        self.threads = [threading.Thread(target=self.run, args=(i,)) for i in range(CLIENTS)]
+        for t in self.threads:
+            t.start()
+
+    def run(self, i):
+        rng = random.Random(i)
+        k = 0
+        while not self.stop.is_set():
+            k += 1
+            began = time.monotonic()
+            try:
+                how = ask(self.port, f"r{i}x{k}", rng.randrange(1, 30), rng.random() < 0.6)
+            except Exception as e:
+                with self.lock:
+                    self.wrong.append(repr(e))
+                continue
+            with self.lock:
+                self.results.append((how, time.monotonic() - began))
+
+    def end(self):
+        self.stop.set()
+        for t in self.threads:
+            t.join()
+
+
+def ejections(log):
+    """(name, begin, end) as the log tells it."""
+    since, found = {}, []
+    for line in log:
+        if m := re.match(r"(\S+Z) \w+ +gateway: backend (\w+): (ejected|half-open|healthy)", line):
+            when = datetime.datetime.fromisoformat(m[1].replace("Z", "+00:00")).timestamp()
+            if m[3] == "ejected":
+                since.setdefault(m[2], when)
+            elif m[2] in since:
+                found.append((m[2], since.pop(m[2]), when))
+    return found
+
+
+def chaos(upstreams, seconds):
+    rng = random.Random(time.time_ns())
+    modes = collections.Counter()
+    end = time.monotonic() + seconds
+    for u, mode in zip(upstreams, ["killed", "hang", "garbage"]):  # each once for certain
+        time.sleep(0.5)
+        u.set(mode)
+        modes[mode] += 1
+        time.sleep(1.5)
+        u.set("ok")
+    while time.monotonic() < end:
+        u = rng.choice(upstreams)
+        mode = rng.choice(["ok", "killed", "hang", "garbage"])
+        if mode != "ok" and all(v.mode != "ok" for v in upstreams if v is not u):
+            mode = "ok"  # one is well, most of the time
+            if rng.random() < 0.1:
+                mode = "hang"
+        u.set(mode)
+        modes[mode] += 1
+        time.sleep(rng.uniform(0.3, 1.2))
+    for u in upstreams:
+        u.set("ok")
+    return modes
+
+
+def wait_for(what, seconds=30):
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_faults():
+    upstreams = [Upstream(n) for n in NAMES]
+    try:
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
+            f.write(CONFIG % "".join(BACKEND % (u.name, u.port) for u in upstreams))
+            f.flush()
+            with Service("--config", f.name, file="none",
+                         limit_s=SECONDS + 300) as s:
+                run_faults(s, upstreams)
+            assert s.status == 0, s.log
+    finally:
+        for u in upstreams:
+            u.end()
+
+
+def healthy(s):
+    return all(b["state"] in ("healthy", "half-open") for b in s.json("/v1/backends")["data"])
+
+
+def run_faults(s, upstreams):
+    wait_for(lambda: healthy(s))
+    load = Load(s.port)
+    modes = chaos(upstreams, SECONDS)
+    load.end()
+    wait_for(lambda: healthy(s))
+    after = [ask(s.port, f"after{i}", 10, i % 2 == 0) for i in range(30)]
+    out = ejections(list(s.log))
+    late = sum(since + IN_FLIGHT_S < when < until for u in upstreams for when, _ in u.chats
+               for name, since, until in out if name == u.name)
+    how = collections.Counter(h for h, _ in load.results)
+    slowest = max(t for _, t in load.results)
+    m = s.metrics()
+    probes = sum(v for k, v in m.items() if k.startswith("terrace_backend_probes_total"))
+    print(f"{SECONDS:.0f} s, faults {dict(modes)}: {len(load.results)} requests, "
+          f"{dict(how)}, {len(load.wrong)} wrong, slowest {slowest:.1f} s; "
+          f"{len(out)} ejections, {probes:.0f} probes, {late} requests to an ejected one; "
+          f"{m['terrace_proxy_retries_total']:.0f} retries")
+    assert not load.wrong, load.wrong[:5]
+    assert how["ok"] > 0.5 * len(load.results), how
+    assert slowest < DEADLINE_S + 2, slowest
+    assert late == 0, late
+    assert after == ["ok"] * 30, after
+    wait_for(lambda: all(b["requests"] == 0 for b in s.json("/v1/backends")["data"]))
+    assert descriptors(s.pid) < 100, descriptors(s.pid)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tests(dict(globals())) != 0)
