@@ -1,5 +1,6 @@
-/* cmd_serve.c - terrace serve: the port opens at once, the model loads beside it. */
+/* cmd_serve.c - terrace serve: the port opens at once, models load beside it. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -7,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "api/keep_alive.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/yaml_tree.h"
@@ -18,14 +20,16 @@
 
 struct serve_options {
     struct load_options load;
-    const char *config, *model, *host, *tls_cert, *tls_key;
+    struct opt_list models;
+    const char *config, *host, *tls_cert, *tls_key, *keep_alive;
+    int64_t room_ms;
     int64_t port, drain_ms, max_connections;
     uint64_t max_body, persona_spill;
     const char *state_dir;
     struct quota tenant, address; /* tokens_per_day of an address is not used */
     int log_level, log_format;
     const char *allow_origin;
-    bool check_config, insecure, routes, share_prefixes;
+    bool check_config, insecure, routes, share_prefixes, on_demand;
 };
 
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
@@ -33,11 +37,18 @@ static const char *const log_formats[] = {"text", "json", NULL};
 
 #define AT(field) offsetof(struct serve_options, field)
 static const struct opt opts[] = {
-    {"model", OPT_STR, AT(model), models_default, "NAME|FILE",
-     "The model to serve: a name (fetched if it is not here) or a .gguf file; none leaves "
-     "everything\n"
-     "to the backends of the configuration.",
+    {"model", OPT_LIST, AT(models), models_default, "NAME|FILE",
+     "The models to load at the start, again or with commas for several: names (fetched if they "
+     "are not here) or .gguf files. The first one is the default of requests; none loads nothing.",
      .letter = 'm'},
+    {"on-demand", OPT_BOOL, AT(on_demand), "true", NULL,
+     "Requests may name any model of --model-dir: it is loaded when it is asked for."},
+    {"keep-alive", OPT_STR, AT(keep_alive), "5m", "TIME",
+     "How long a model that was loaded on demand stays after its last request: 0 not at all, -1 "
+     "until its memory is needed. A request's own keep_alive goes first."},
+    {"room-wait", OPT_MS, AT(room_ms), "60s", "TIME",
+     "How long a model waits for those in use to make room before its requests are refused.",
+     .min = 1, .max = 86400e3},
     {"config", OPT_STR, AT(config), NULL, "FILE",
      "A YAML file of options; its keys are the long names on this page. (TERRACE_CONFIG)",
      .letter = 'c', .cli_only = true},
@@ -94,34 +105,71 @@ static const struct opt opts[] = {
     {NULL},
 };
 
-/* A service under way. The loading thread fills in model and engine; the main thread reads them
- * after joining it. */
 struct service {
     const struct serve_options *o;
     const char *state_dir;
     struct db *db;
     struct server *server;
-    struct loaded model;
-    struct engine *engine;
-    struct err failure; /* why there is no model */
-    bool canceled;      /* the end was asked for while the model was loading */
-    struct server_watch *watch;
-    char stage[160]; /* what the watch is about */
+    struct load_memory memory;
+    const char *dir; /* of models */
+    struct arena arena;
+};
+
+/* ---- where models come from: struct server_loader ---- */
+
+/* Names only: which files of this machine are served is not for clients to say. */
+static int find(void *arg, const char *name, struct server_candidate *out, struct err *e)
+{
+    const struct service *s = arg;
+    char base[64], tag[64];
+    struct buf path = {0};
+    struct stat st;
+    int rc = models_parse(name, base, tag, e);
+    if (rc)
+        return rc;
+    snprintf(out->name, sizeof out->name, "%s:%s", base, tag);
+    rc = models_path(s->dir, out->name, &path, e);
+    if (!rc && stat(path.data, &st))
+        rc = err_set(e, ERR_NOTFOUND, "%s: %s", path.data, strerror(errno));
+    if (!rc) {
+        out->file_bytes = (uint64_t)st.st_size;
+        out->modified_unix_s = st.st_mtime;
+    }
+    buf_release(&path);
+    return rc;
+}
+
+static void list(void *arg, void (*each)(void *to, const struct server_candidate *c), void *to)
+{
+    const struct service *s = arg;
+    struct model_list all = {0};
+    if (models_list(s->dir, &all, NULL) == 0)
+        for (size_t i = 0; i < all.n; i++) {
+            struct server_candidate c = {.file_bytes = all.files[i].bytes,
+                                         .modified_unix_s = all.files[i].modified_unix_s};
+            snprintf(c.name, sizeof c.name, "%s", all.files[i].name);
+            each(to, &c);
+        }
+    model_list_release(&all);
+}
+
+/* One load: the bar for people, the rest for the server. */
+struct loading {
+    struct server_load *load;
     struct load_progress bar;
 };
 
-/* A stage of the load: the bar for people, the watch for /health. */
 static bool on_progress(void *arg, const char *what, uint64_t done, uint64_t total)
 {
-    struct service *s = arg;
-    if (strcmp(s->stage, what)) {
-        server_watch_end(s->watch, NULL);
-        snprintf(s->stage, sizeof s->stage, "%s", what);
-        s->watch = server_watch_begin(s->server, what, s->o->load.load_deadline_ms);
-    }
-    server_watch_progress(s->watch, done, total);
-    load_show_progress(&s->bar, what, done, total);
-    return !__atomic_load_n(&s->canceled, __ATOMIC_RELAXED);
+    struct loading *l = arg;
+    load_show_progress(&l->bar, what, done, total);
+    return server_load_progress(l->load, what, done, total);
+}
+
+static int on_room(void *arg, uint64_t least, uint64_t most, uint64_t *granted, struct err *e)
+{
+    struct loading *l = arg;
+    return server_load_room(l->load, least, most, granted, e);
 }
 
 static int64_t modified(const char *path)
@@ -130,40 +178,53 @@ static int64_t modified(const char *path)
     return stat(path, &st) == 0 ? st.st_mtime : 0;
 }
 
-static void *load_thread(void *arg)
+static bool is_named(const struct service *s, const char *name)
+{
+    for (size_t i = 0; i < s->o->models.n; i++)
+        if (strcmp(s->o->models.items[i], name) == 0)
+            return true;
+    return false;
+}
+
+static int load(void *arg, const char *name, struct server_load *sl, struct server_model *out,
+                struct err *e)
 {
     struct service *s = arg;
-    struct load_hooks hooks = {on_progress, s};
-    struct err *e = &s->failure;
-    if (strcmp(s->o->model, "none") == 0) {
-        log_info("serve", "ready: backends only on http%s://%s:%d", s->o->tls_cert ? "s" : "",
-                 s->o->host, server_port(s->server));
-        return NULL;
-    }
-    int rc = load_model(&s->model, s->o->model, &s->o->load, &hooks, e);
-    if (rc == 0)
-        rc = load_engine(&s->model, &s->o->load, server_sink, s->server, &s->engine, e);
-    load_progress_end(&s->bar);
-    server_watch_end(s->watch, rc ? e : NULL);
+    struct loading l = {.load = sl};
+    struct load_hooks hooks = {on_progress, &l, !is_named(s, name), s->memory.budget, on_room};
+    struct loaded *m = xcalloc(1, sizeof *m);
+    struct engine *engine = NULL;
+    int rc = load_model(m, name, &s->o->load, &hooks, e);
+    if (!rc && (rc = load_engine(m, &s->o->load, server_sink, s->server, &engine, e)))
+        load_release(m);
+    load_progress_end(&l.bar);
     if (rc) {
-        server_stop(s->server);
-        return NULL;
+        free(m);
+        return rc;
     }
-    struct server_model m = {
-        .name = s->model.name,
-        .engine = s->engine,
-        .tokenizer = s->model.tokenizer,
-        .chat_template = s->model.template,
-        .n_ctx = s->model.n_ctx,
-        .info = model_info(s->model.model),
-        .kv_key = s->model.kv_key,
-        .created_unix_s = modified(s->model.path),
+    *out = (struct server_model){
+        .name = m->name,
+        .engine = engine,
+        .tokenizer = m->tokenizer,
+        .chat_template = m->template,
+        .n_ctx = m->n_ctx,
+        .info = model_info(m->model),
+        .kv_key = m->kv_key,
+        .created_unix_s = modified(m->path),
+        .owner = m,
     };
-    server_attach(s->server, &m);
-    log_info("serve", "ready: %s on http%s://%s:%d", m.name, s->o->tls_cert ? "s" : "", s->o->host,
+    log_info("serve", "ready: %s on http%s://%s:%d", m->name, s->o->tls_cert ? "s" : "", s->o->host,
              server_port(s->server));
-    return NULL;
+    return 0;
 }
+
+static void unload(void *arg, struct server_model *m)
+{
+    load_release(m->owner);
+    free(m->owner);
+}
+
+/* ---- the service ---- */
 
 /* SIGINT and SIGTERM end the service, SIGHUP reads the configuration again; SIGUSR1, from the main
  * thread, ends the waiting. */
@@ -183,7 +244,6 @@ static void *signal_thread(void *arg)
         }
         log_info("serve", "%s: finishing the running requests (again: end at once)",
                  sig == SIGINT ? "interrupted" : "asked to end");
-        __atomic_store_n(&s->canceled, true, __ATOMIC_RELAXED);
         server_stop(s->server);
     }
     return NULL;
@@ -238,6 +298,45 @@ static int open_database(struct service *s, struct err *e)
     return rc;
 }
 
+/* "phi3" is phi3:latest, so that a model has one name only; "none" is no model. */
+static void full_names(struct service *s, struct opt_list *models)
+{
+    char base[64], tag[64];
+    if (models->n == 1 && strcmp(models->items[0], "none") == 0)
+        models->n = 0;
+    for (size_t i = 0; i < models->n; i++) {
+        const char *name = models->items[i];
+        size_t n = strlen(name);
+        bool file = strchr(name, '/') || (n > 5 && strcmp(name + n - 5, ".gguf") == 0);
+        if (!file && models_parse(name, base, tag, NULL) == 0)
+            models->items[i] = arena_printf(&s->arena, "%s:%s", base, tag);
+    }
+}
+
+static int read_models(struct service *s, struct server_opts *so, struct err *e)
+{
+    const struct serve_options *o = s->o;
+    struct keep_alive keep;
+    if (!keep_alive_text(str_of(o->keep_alive), &keep))
+        return err_param(e, ERR_INVALID, "keep-alive",
+                         "--keep-alive: \"%s\" is not a duration such as 5m, 0 or -1",
+                         o->keep_alive);
+    s->dir = o->load.model_dir ? o->load.model_dir : cli_models_dir(&s->arena);
+    load_memory_new(&s->memory, &o->load);
+    so->models = o->models.items;
+    so->n_models = o->models.n;
+    so->budget = s->memory.budget;
+    so->keep_alive_ms = keep.ms;
+    so->room_ms = o->room_ms;
+    so->load_stall_ms = o->load.load_deadline_ms;
+    so->loader = (struct server_loader){.arg = s, .load = load, .unload = unload};
+    if (o->on_demand) {
+        so->loader.find = find;
+        so->loader.list = list;
+    }
+    return 0;
+}
+
 static int open_server(struct service *s, struct err *e)
 {
     const struct serve_options *o = s->o;
@@ -265,13 +364,24 @@ static int open_server(struct service *s, struct err *e)
     so.db = s->db;
     so.tenant_quota = o->tenant;
     so.address_quota = o->address;
-    rc = server_new(&s->server, &so, e);
+    rc = read_models(s, &so, e);
+    if (!rc)
+        rc = server_new(&s->server, &so, e);
     return rc ? rc : configure(s, e);
 }
 
-static int serve(const struct command *c, const struct serve_options *o, const char *state_dir)
+static void close_service(struct service *s)
+{
+    server_free(s->server);
+    load_memory_free(&s->memory);
+    db_close(s->db);
+    arena_release(&s->arena);
+}
+
+static int serve(const struct command *c, struct serve_options *o, const char *state_dir)
 {
     struct service s = {.o = o, .state_dir = state_dir};
+    full_names(&s, &o->models);
     struct err e = {0};
     sigset_t set;
     sigemptyset(&set);
@@ -281,25 +391,23 @@ static int serve(const struct command *c, const struct serve_options *o, const c
     sigaddset(&set, SIGUSR1);
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* threads inherit it */
     if (open_server(&s, &e)) {
-        server_free(s.server);
-        db_close(s.db);
+        close_service(&s);
         return cli_fail(c, &e);
     }
-    pthread_t loader, signals;
-    if (pthread_create(&signals, NULL, signal_thread, &s) ||
-        pthread_create(&loader, NULL, load_thread, &s))
-        BUG("no thread to load the model on");
+    pthread_t signals;
+    if (pthread_create(&signals, NULL, signal_thread, &s))
+        BUG("no thread to wait for signals");
+    if (!o->models.n)
+        log_info("serve", "ready: no model yet on http%s://%s:%d", o->tls_cert ? "s" : "", o->host,
+                 server_port(s.server));
     server_run(s.server);
-    __atomic_store_n(&s.canceled, true, __ATOMIC_RELAXED);
-    pthread_join(loader, NULL);
     pthread_kill(signals, SIGUSR1);
     pthread_join(signals, NULL);
-    engine_free(s.engine);
-    server_free(s.server);
-    db_close(s.db);
-    if (!s.failure.code)
-        load_release(&s.model);
-    return s.failure.code && s.failure.code != ERR_CANCELED ? cli_fail(c, &s.failure) : EXIT_OK;
+    const struct err *failure = server_failure(s.server);
+    if (failure)
+        e = *failure;
+    close_service(&s);
+    return e.code ? cli_fail(c, &e) : EXIT_OK;
 }
 
 static int run(const struct command *c, int argc, char **argv)

@@ -18,7 +18,12 @@ const char *const load_kv_types[] = {"bf16", "f16", "q8_0", NULL};
 static const uint64_t overhead_bytes = 192u << 20;
 
 /* More contexts than this are not reserved for, however much memory there is. */
-enum { LOAD_MAX_CONTEXTS = 32, LOAD_MIN_CTX = 128, LOAD_TEMPLATE_MAX_BYTES = 1 << 20 };
+enum {
+    LOAD_MAX_CONTEXTS = 32,
+    LOAD_USUAL_CTX = 4096, /* rather than give a model less, others are unloaded */
+    LOAD_MIN_CTX = 128,
+    LOAD_TEMPLATE_MAX_BYTES = 1 << 20,
+};
 
 bool load_show_progress(void *arg, const char *what, uint64_t done, uint64_t total)
 {
@@ -57,45 +62,124 @@ static uint64_t machine_bytes(void)
     return ram;
 }
 
-static uint64_t mib(uint64_t bytes)
+void load_memory_new(struct load_memory *m, const struct load_options *o)
 {
-    return bytes >> 20;
+    uint64_t limit = o->memory_limit ? o->memory_limit : machine_bytes() / 10 * 8;
+    m->budget = budget_new(limit);
+    int rc = budget_take(m->budget, BUDGET_PROCESS, "process",
+                         limit < overhead_bytes ? limit : overhead_bytes, &m->process, NULL);
+    BUG_ON(rc);
 }
 
-/* Shares the memory that weights leave among KV blocks, and says so. */
-static int plan_memory(struct loaded *l, const struct load_options *o, struct err *e)
+void load_memory_free(struct load_memory *m)
 {
-    const struct model_info *info = model_info(l->model);
-    l->memory_limit = o->memory_limit ? o->memory_limit : machine_bytes() / 10 * 8;
-    uint64_t fixed = info->weight_bytes + info->scratch_bytes + overhead_bytes;
-    uint64_t left = l->memory_limit > fixed ? l->memory_limit - fixed : 0;
-    int want_ctx = o->ctx ? (int)o->ctx : info->n_ctx_train;
-    uint64_t per_ctx = ((uint64_t)want_ctx + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
-    uint64_t blocks = left / info->kv_block_bytes;
-    if (blocks > per_ctx * LOAD_MAX_CONTEXTS)
-        blocks = per_ctx * LOAD_MAX_CONTEXTS;
+    budget_give(m->process);
+    budget_free(m->budget);
+    *m = (struct load_memory){0};
+}
+
+/* ---- how much memory a model gets ---- */
+
+static unsigned long long mib(uint64_t bytes)
+{
+    return (unsigned long long)(bytes >> 20);
+}
+
+struct plan {
+    struct budget *budget;
+    uint64_t fixed;       /* weights and scratch */
+    uint64_t block_bytes; /* of KV */
+    int ctx;              /* longest sequence that is wanted */
+};
+
+static uint64_t kv_bytes(const struct plan *p, int n_ctx)
+{
+    uint64_t blocks = ((uint64_t)n_ctx + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    return blocks * p->block_bytes;
+}
+
+static int cannot_fit(const struct loaded *l, const struct plan *p, const struct model_info *info,
+                      struct err *e)
+{
+    return err_param(e, ERR_LIMIT, "memory-limit",
+                     "%s needs %llu MiB (weights %llu, scratch %llu, other %llu, KV cache for %d "
+                     "tokens %llu), the limit is %llu MiB: raise --memory-limit or lower --ctx",
+                     l->name, mib(p->fixed + overhead_bytes + kv_bytes(p, p->ctx)),
+                     mib(info->weight_bytes), mib(info->scratch_bytes), mib(overhead_bytes), p->ctx,
+                     mib(kv_bytes(p, p->ctx)), mib(budget_limit(p->budget)));
+}
+
+/* How many bytes the model may take: rather so many that a usual context fits, if there can never
+ * be so many then with a small one. */
+static int ask_room(const struct plan *p, const struct load_options *o,
+                    const struct load_hooks *hooks, uint64_t *granted, struct err *e)
+{
+    const int floors[] = {LOAD_USUAL_CTX, LOAD_MIN_CTX};
+    uint64_t most = p->fixed + LOAD_MAX_CONTEXTS * kv_bytes(p, p->ctx);
+    int rc = ERR_LIMIT;
+    for (size_t i = 0; i < ARRAY_LEN(floors) && rc == ERR_LIMIT; i++) {
+        int ctx = o->ctx || p->ctx < floors[i] ? p->ctx : floors[i];
+        uint64_t least = p->fixed + kv_bytes(p, ctx), left = budget_left(p->budget);
+        if (hooks->room)
+            rc = hooks->room(hooks->arg, least, most, granted, e);
+        else if (left >= least)
+            rc = 0, *granted = left < most ? left : most;
+    }
+    return rc;
+}
+
+static int take_shares(struct loaded *l, const struct plan *p, const struct model_info *info,
+                       struct err *e)
+{
+    int rc = budget_take(p->budget, BUDGET_WEIGHTS, l->name, info->weight_bytes, &l->weights, e);
+    if (!rc)
+        rc = budget_take(p->budget, BUDGET_SCRATCH, l->name, info->scratch_bytes, &l->scratch, e);
+    if (!rc)
+        rc = budget_take(p->budget, BUDGET_KV, l->name, (uint64_t)l->n_blocks * p->block_bytes,
+                         &l->kv_share, e);
+    return rc;
+}
+
+/* Takes the model's shares of the memory and says so. */
+static int plan_memory(struct loaded *l, const struct model_info *info,
+                       const struct load_options *o, const struct load_hooks *hooks, struct err *e)
+{
+    struct plan p = {
+        .budget = hooks->budget,
+        .fixed = info->weight_bytes + info->scratch_bytes,
+        .block_bytes = info->kv_block_bytes,
+        .ctx = o->ctx ? (int)o->ctx : info->n_ctx_train,
+    };
+    uint64_t granted = 0;
+    if (!p.budget) {
+        load_memory_new(&l->own, o);
+        p.budget = l->own.budget;
+    }
+    int rc = ask_room(&p, o, hooks, &granted, e);
+    if (rc == ERR_LIMIT)
+        return cannot_fit(l, &p, info, e);
+    if (rc)
+        return rc;
+    uint64_t blocks = (granted - p.fixed) / p.block_bytes;
     l->n_blocks = (int)(blocks < 1 << 24 ? blocks : 1 << 24);
-    l->n_ctx = want_ctx;
+    l->n_ctx = p.ctx;
     if (!o->ctx && l->n_ctx > l->n_blocks * KV_BLOCK_TOKENS)
         l->n_ctx = l->n_blocks * KV_BLOCK_TOKENS;
-    if (l->n_ctx < LOAD_MIN_CTX || l->n_ctx > l->n_blocks * KV_BLOCK_TOKENS)
-        return err_param(
-            e, ERR_LIMIT, "memory-limit",
-            "%s needs %llu MiB (weights %llu, scratch %llu, other %llu, KV cache for %d "
-            "tokens %llu), the limit is %llu MiB: raise --memory-limit or lower --ctx",
-            l->name, (unsigned long long)mib(fixed + per_ctx * info->kv_block_bytes),
-            (unsigned long long)mib(info->weight_bytes),
-            (unsigned long long)mib(info->scratch_bytes), (unsigned long long)mib(overhead_bytes),
-            want_ctx, (unsigned long long)mib(per_ctx * info->kv_block_bytes),
-            (unsigned long long)mib(l->memory_limit));
+    if (l->n_ctx < 1 || l->n_ctx > l->n_blocks * KV_BLOCK_TOKENS)
+        return cannot_fit(l, &p, info, e);
+    rc = take_shares(l, &p, info, e);
+    if (rc)
+        return rc;
     log_info("load",
              "%s: %s %s, %llu MiB weights, %llu MiB scratch, %llu MiB KV cache (%d blocks of %d "
-             "tokens), context %d, limit %llu MiB, kernels %s, %d threads",
-             l->name, info->arch, info->quant, (unsigned long long)mib(info->weight_bytes),
-             (unsigned long long)mib(info->scratch_bytes),
-             (unsigned long long)mib((uint64_t)l->n_blocks * info->kv_block_bytes), l->n_blocks,
-             KV_BLOCK_TOKENS, l->n_ctx, (unsigned long long)mib(l->memory_limit), info->isa,
-             pool_threads(l->pool));
+             "tokens), context %d, kernels %s, %d threads",
+             l->name, info->arch, info->quant, mib(info->weight_bytes), mib(info->scratch_bytes),
+             mib((uint64_t)l->n_blocks * p.block_bytes), l->n_blocks, KV_BLOCK_TOKENS, l->n_ctx,
+             info->isa, pool_threads(l->pool));
+    struct buf text = {0};
+    budget_print(p.budget, &text);
+    log_info("load", "memory of %s", buf_str(&text));
+    buf_release(&text);
     return 0;
 }
 
@@ -175,12 +259,15 @@ static int bind_model(struct loaded *l, const struct load_options *o,
         .progress = on_pack,
         .progress_arg = &pack,
     };
+    struct model_info info;
     int rc = pool_new(&l->pool, (int)o->threads, e);
     mo.pool = l->pool;
     if (rc == 0)
-        rc = model_open(&l->model, l->gguf, &mo, e);
+        rc = model_measure(&info, l->gguf, &mo, e);
     if (rc == 0)
-        rc = plan_memory(l, o, e);
+        rc = plan_memory(l, &info, o, hooks, e);
+    if (rc == 0)
+        rc = model_open(&l->model, l->gguf, &mo, e);
     if (rc == 0)
         rc = kv_mem_new(&l->kv, l->model, l->n_blocks, e);
     if (rc == 0)
@@ -199,7 +286,8 @@ static int fetch(struct loaded *l, const struct load_options *o, const struct lo
         .progress = hooks->progress,
         .progress_arg = hooks->arg,
     };
-    int rc = models_fetch(l->name, &f, &path, e);
+    int rc =
+        hooks->local ? models_path(f.dir, l->name, &path, e) : models_fetch(l->name, &f, &path, e);
     if (rc == 0)
         l->path = arena_strdup(&l->arena, (struct str){path.data, path.len});
     buf_release(&path);
@@ -238,6 +326,10 @@ void load_release(struct loaded *l)
     tokenizer_free(l->tokenizer);
     gguf_close(l->gguf);
     pool_free(l->pool);
+    budget_give(l->weights);
+    budget_give(l->scratch);
+    budget_give(l->kv_share);
+    load_memory_free(&l->own);
     arena_release(&l->arena);
     *l = (struct loaded){0};
 }

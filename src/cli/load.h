@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/arena.h"
+#include "base/budget.h"
 #include "base/opt.h"
 #include "base/pool.h"
 #include "base/progress.h"
@@ -134,6 +135,14 @@ extern const char *const load_kv_types[];
             "An engine step longer than this makes /health report it.", 1, 86400e3                 \
     }
 
+/* --memory-limit as a budget, with the share of the process itself taken. {0} is none. */
+struct load_memory {
+    struct budget *budget;
+    struct budget_share *process;
+};
+void load_memory_new(struct load_memory *m, const struct load_options *o);
+void load_memory_free(struct load_memory *m);
+
 /* A model and what belongs to it. {0} is none. */
 struct loaded {
     const char *name; /* "smollm2:135m" */
@@ -145,8 +154,9 @@ struct loaded {
     struct model *model;
     struct kv_mem *kv;
     int n_blocks, n_ctx;
-    uint64_t memory_limit;
-    const char *kv_key; /* what KV depends on beside tokens and adapters */
+    const char *kv_key;     /* what KV depends on beside tokens and adapters */
+    struct load_memory own; /* without hooks.budget */
+    struct budget_share *weights, *scratch, *kv_share;
     struct arena arena;
 };
 
@@ -156,6 +166,11 @@ struct loaded {
 struct load_hooks {
     bool (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
     void *arg;
+    bool local;            /* a model that is not here is not fetched */
+    struct budget *budget; /* NULL: the model has the whole limit to itself */
+    /* Makes room for `least` bytes and says how many, of `most`, the model may take. ERR_LIMIT: so
+     * much there can never be. NULL: what the budget has left. */
+    int (*room)(void *arg, uint64_t least, uint64_t most, uint64_t *granted, struct err *e);
 };
 
 /* Fetches the model if it is not here, maps, binds and packs it, and plans its memory. On error
