@@ -301,12 +301,12 @@ static bool any_leaving(struct server *s)
     return false;
 }
 
-static void refuse(struct server_load *l, const char *why)
+static void refuse(struct server_load *l, int code, const char *why)
 {
     struct buf plan = {0};
     struct err e = {0};
     budget_print(l->server->opts.budget, &plan);
-    err_param(&e, ERR_LIMIT, "memory-limit", "%.100s needs %" PRIu64 " MiB, %s: of %.250s",
+    err_param(&e, code, "memory-limit", "%.100s needs %" PRIu64 " MiB, %s: of %.250s",
               l->model->name, (l->least + (1 << 20) - 1) >> 20, why, buf_str(&plan));
     buf_release(&plan);
     leave_rooms(l);
@@ -327,7 +327,7 @@ static bool make_room(struct server_load *l)
         return true;
     }
     if (l->least > pool_bytes(s)) {
-        refuse(l, "more than there is");
+        refuse(l, ERR_LIMIT, "more than there is");
         return true;
     }
     if (any_leaving(s))
@@ -358,7 +358,7 @@ void rooms_tick(struct server *s)
     struct server_load *l = s->served.rooms;
     int64_t patience = s->opts.room_ms ? s->opts.room_ms : ROOM_MS;
     if (l && !l->placed && clock_ms() - l->asked_ms >= patience) {
-        refuse(l, "and the models that are in use leave no room for it");
+        refuse(l, ERR_BUSY, "and the models that are in use leave no room for it");
         undrain(s);
     }
     rooms_advance(s);

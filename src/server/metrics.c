@@ -86,8 +86,8 @@ static void head(struct buf *b, const char *name, const char *type, const char *
     buf_addf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
 }
 
-/* {model_name="...",engine="0"MORE} */
-static void labels(struct buf *b, const struct served *m, const char *more)
+/* {model_name="..." */
+static void name_label(struct buf *b, const struct served *m)
 {
     buf_adds(b, "{model_name=\"");
     for (const char *p = m->name; *p; p++) {
@@ -95,7 +95,14 @@ static void labels(struct buf *b, const struct served *m, const char *more)
             buf_addc(b, '\\');
         buf_addc(b, *p == '\n' ? ' ' : *p);
     }
-    buf_addf(b, "\",engine=\"0\"%s}", more);
+    buf_addc(b, '"');
+}
+
+/* {model_name="...",engine="0"MORE} */
+static void labels(struct buf *b, const struct served *m, const char *more)
+{
+    name_label(b, m);
+    buf_addf(b, ",engine=\"0\"%s}", more);
 }
 
 static void sample(struct buf *b, const char *name, const struct served *m, const char *more,
@@ -272,6 +279,70 @@ static void write_engines(struct buf *b, struct server *s)
     free(scrapes);
 }
 
+/* ---- which models are loaded ---- */
+
+static double loads_of(const struct served *m)
+{
+    return (double)m->n_loads;
+}
+
+static double evictions_of(const struct served *m)
+{
+    return (double)m->n_evictions;
+}
+
+static double bytes_of(const struct served *m)
+{
+    const struct budget_sums sums = budget_sums(m->server->opts.budget, m->name);
+    uint64_t all = 0;
+    for (int i = 0; i < BUDGET_USES; i++)
+        all += sums.bytes[i];
+    return (double)all;
+}
+
+static double is_loaded(const struct served *m)
+{
+    return served_is_loaded(m);
+}
+
+static void write_models(struct buf *b, struct server *s)
+{
+    static const struct {
+        const char *name, *type, *help;
+        double (*of)(const struct served *m);
+        bool counted; /* needs a budget */
+    } rows[] = {
+        {"terrace_model_loaded", "gauge", "1 while the model can answer.", is_loaded, false},
+        {"terrace_model_loads_total", "counter", "Times the model was loaded.", loads_of, false},
+        {"terrace_model_evictions_total", "counter",
+         "Times the model was unloaded to make room for another.", evictions_of, false},
+        {"terrace_model_bytes", "gauge", "Memory that is set aside for the model.", bytes_of, true},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        if (rows[i].counted && !s->opts.budget)
+            continue;
+        head(b, rows[i].name, rows[i].type, rows[i].help);
+        for (const struct served *m = served_first(s); m; m = served_next(m)) {
+            buf_adds(b, rows[i].name);
+            name_label(b, m);
+            buf_addf(b, "} %.15g\n", rows[i].of(m));
+        }
+    }
+}
+
+static void write_memory(struct buf *b, struct budget *budget)
+{
+    if (!budget)
+        return;
+    struct budget_sums sums = budget_sums(budget, NULL);
+    head(b, "terrace_memory_bytes", "gauge", "Memory that is set aside, by use.");
+    for (int i = 0; i < BUDGET_USES; i++)
+        buf_addf(b, "terrace_memory_bytes{use=\"%s\"} %" PRIu64 "\n",
+                 budget_use_name((enum budget_use)i), sums.bytes[i]);
+    head(b, "terrace_memory_limit_bytes", "gauge", "The most that may be set aside.");
+    buf_addf(b, "terrace_memory_limit_bytes %" PRIu64 "\n", budget_limit(budget));
+}
+
 /* ---- what this server counts ---- */
 
 static void write_finished(struct buf *b, struct server *s)
@@ -374,6 +445,8 @@ void handle_metrics(struct exchange *x)
     router_write_metrics(s->router, &b);
     backends_metrics(s->backends, &b);
     adapter_write_metrics(s, &b);
+    write_models(&b, s);
+    write_memory(&b, s->opts.budget);
     write_http(&b, s);
     answer(x, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_release(&b);

@@ -154,8 +154,8 @@ void server_routes(struct buf *out);
 bool server_load_progress(struct server_load *l, const char *what, uint64_t done, uint64_t total);
 
 /* Waits until other models have made room for `least` bytes, and says how many of at most `most`
- * this one may take from the budget. ERR_LIMIT: so much there can never be, or nobody could be
- * unloaded in time; ERR_CANCELED. */
+ * this one may take from the budget. ERR_LIMIT: so much there can never be; ERR_BUSY: models
+ * in use left no room in time; ERR_CANCELED. */
 int server_load_room(struct server_load *l, uint64_t least, uint64_t most, uint64_t *granted,
                      struct err *e);
 

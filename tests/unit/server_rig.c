@@ -130,32 +130,13 @@ static void *serve(void *arg)
     return NULL;
 }
 
-void rig_open(struct rig *r, const struct rig_opts *o)
+void rig_model_new(struct rig *r, const struct rig_opts *o, struct server_model *out)
 {
     struct err e = {0};
-    *r = (struct rig){.script = {.text = o->script, .next = -1},
-                      .weights = o->weights,
-                      .stopped = o->not_running,
-                      .n_ctx = o->n_ctx ? o->n_ctx : 2048};
-    struct server_opts so = {.http = http_server_defaults(),
-                             .version = "1.2.3",
-                             .drain_ms = o->drain_ms,
-                             .spill_bytes = o->spill_bytes,
-                             .state_dir = o->state_dir,
-                             .db = o->db,
-                             .adapters = o->adapters};
-    if (server_new(&r->server, &so, &e))
-        fail_msg("%s", e.msg);
-    if (o->config) {
-        json_t *config = yaml_tree_parse(o->config, strlen(o->config), "rig.yaml", &e);
-        if (!config || server_configure(r->server, config, &e))
-            fail_msg("%s", e.msg);
-        json_decref(config);
-    }
-    r->port = server_port(r->server);
-    r->tokenizer = make_tokenizer();
+    struct tokenizer *tokenizer = make_tokenizer();
+    struct template *template = NULL;
     const char *source = o->chat_template ? o->chat_template : chat_template;
-    if (template_new(&r->chat_template, source, strlen(source), &e))
+    if (template_new(&template, source, strlen(source), &e))
         fail_msg("%s", e.msg);
     struct engine_opts eo = {
         .model = {.ctx = r,
@@ -168,7 +149,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
                   .block_bytes = RIG_BLOCK_BYTES,
                   .read_block = read_block,
                   .write_block = write_block},
-        .tokenizer = r->tokenizer,
+        .tokenizer = tokenizer,
         .max_queue = o->max_queue,
         .prefix_cache = true,
         .spec_tokens = 1, /* one event a token, whatever repeats */
@@ -177,8 +158,52 @@ void rig_open(struct rig *r, const struct rig_opts *o)
         .sink = server_sink,
         .sink_arg = r->server,
     };
-    if (engine_new(&r->engine, &eo, &e))
+    *out = (struct server_model){.name = "alphabet",
+                                 .tokenizer = tokenizer,
+                                 .chat_template = template,
+                                 .n_ctx = r->n_ctx,
+                                 .weights = o->weights,
+                                 .kv_key = "rig"};
+    if (engine_new(&out->engine, &eo, &e))
         fail_msg("%s", e.msg);
+}
+
+void rig_model_free(struct server_model *m)
+{
+    template_free((struct template *)m->chat_template);
+    tokenizer_free((struct tokenizer *)m->tokenizer);
+}
+
+void rig_open(struct rig *r, const struct rig_opts *o)
+{
+    struct err e = {0};
+    *r = (struct rig){.script = {.text = o->script, .next = -1},
+                      .stopped = o->not_running,
+                      .n_ctx = o->n_ctx ? o->n_ctx : 2048};
+    struct server_opts so = {.http = http_server_defaults(),
+                             .version = "1.2.3",
+                             .drain_ms = o->drain_ms,
+                             .spill_bytes = o->spill_bytes,
+                             .state_dir = o->state_dir,
+                             .db = o->db,
+                             .adapters = o->adapters,
+                             .loader = o->loader,
+                             .models = o->models,
+                             .n_models = o->n_models,
+                             .budget = o->budget,
+                             .keep_alive_ms = o->keep_alive_ms,
+                             .room_ms = o->room_ms};
+    if (server_new(&r->server, &so, &e))
+        fail_msg("%s", e.msg);
+    if (o->config) {
+        json_t *config = yaml_tree_parse(o->config, strlen(o->config), "rig.yaml", &e);
+        if (!config || server_configure(r->server, config, &e))
+            fail_msg("%s", e.msg);
+        json_decref(config);
+    }
+    r->port = server_port(r->server);
+    rig_model_new(r, o, &r->model);
+    r->engine = r->model.engine;
     if (!o->unattached)
         rig_attach(r);
     if (!o->not_running)
@@ -187,14 +212,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 
 void rig_attach(struct rig *r)
 {
-    struct server_model m = {.name = "alphabet",
-                             .engine = r->engine,
-                             .tokenizer = r->tokenizer,
-                             .chat_template = r->chat_template,
-                             .n_ctx = r->n_ctx,
-                             .weights = r->weights,
-                             .kv_key = "rig"};
-    server_attach(r->server, &m);
+    server_attach(r->server, &r->model);
 }
 
 void rig_stop(struct rig *r)
@@ -211,8 +229,7 @@ void rig_close(struct rig *r)
     rig_stop(r);
     engine_free(r->engine);
     server_free(r->server);
-    template_free(r->chat_template);
-    tokenizer_free(r->tokenizer);
+    rig_model_free(&r->model);
 }
 
 struct engine_stats rig_stats(struct rig *r)

@@ -33,6 +33,13 @@ struct rig_opts {
     const struct model *weights; /* what adapters change; the answers stay as they are */
     struct db *db;
     struct adapters_opts adapters;
+
+    /* models of a loader, instead of the one above (then `unattached` is wanted) */
+    struct server_loader loader;
+    const char *const *models;
+    size_t n_models;
+    struct budget *budget;
+    int64_t keep_alive_ms, room_ms;
 };
 
 /* A model that recites: where it is follows from the positions it is given. */
@@ -45,15 +52,17 @@ struct rig_script {
 struct rig {
     struct rig_script script;
     struct server *server;
-    struct engine *engine;
-    struct tokenizer *tokenizer;
-    struct template *chat_template;
-    const struct model *weights;
+    struct engine *engine; /* of the attached model */
+    struct server_model model;
     int n_ctx;
     pthread_t thread;
     int port;
     bool stopped;
 };
+
+/* A model for a loader: an engine with the rule, a tokenizer and a template of its own. */
+void rig_model_new(struct rig *r, const struct rig_opts *o, struct server_model *out);
+void rig_model_free(struct server_model *m); /* all but the engine */
 
 void rig_open(struct rig *r, const struct rig_opts *o);
 void rig_attach(struct rig *r);
