@@ -349,6 +349,22 @@ static void commit(struct engine *g)
     }
 }
 
+const int engine_step_sizes[ENGINE_STEP_SIZES] = {1,   8,   16,   32,   64,   128,
+                                                  256, 512, 1024, 2048, 4096, 8192};
+
+static void count_step(struct engine *g, double ms)
+{
+    int n = g->sched.n_plan_tokens, i = 0;
+    while (i < ENGINE_STEP_SIZES && n > engine_step_sizes[i])
+        i++;
+    g->count.step_sizes[i]++;
+    g->count.steps++;
+    g->count.computed_tokens += (uint64_t)n;
+    g->count.steps_ms += ms;
+    g->count.last_step_ms = ms;
+    g->count.last_step_tokens = n;
+}
+
 static void run_batch(struct engine *g)
 {
     int64_t begin = g->o.now_ns(g->o.now_arg);
@@ -358,11 +374,7 @@ static void run_batch(struct engine *g)
     atomic_store(&g->step_started_ms, 0);
     double ms = (double)(g->o.now_ns(g->o.now_arg) - begin) * 1e-6;
     sched_measured(&g->sched, ms);
-    g->count.steps++;
-    g->count.computed_tokens += (uint64_t)g->sched.n_plan_tokens;
-    g->count.steps_ms += ms;
-    g->count.last_step_ms = ms;
-    g->count.last_step_tokens = g->sched.n_plan_tokens;
+    count_step(g, ms);
 }
 
 void engine_publish_stats(struct engine *g)
@@ -370,6 +382,7 @@ void engine_publish_stats(struct engine *g)
     struct engine_stats s = g->count;
     s.running = g->sched.running.n;
     s.waiting = g->sched.waiting.n;
+    s.deferred = sched_n_deferred(&g->sched);
     s.blocks_total = g->blocks.kv.n_blocks;
     s.blocks_free = g->blocks.kv.n_free;
     s.blocks_cached = g->blocks.kv.n_cached;

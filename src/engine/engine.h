@@ -204,8 +204,14 @@ int engine_import_block(struct engine *g, uint64_t id, const void *in, struct er
 void engine_forget(struct engine *g, const char *cache_salt);
 void engine_forget_all(struct engine *g);
 
+/* How many steps there were by the number of tokens in them: at most engine_step_sizes[i], the last
+ * count is of all larger ones. */
+enum { ENGINE_STEP_SIZES = 12 };
+extern const int engine_step_sizes[ENGINE_STEP_SIZES];
+
 struct engine_stats {
     int running, waiting; /* waiting: queued, preempted, or just handed in */
+    int deferred;         /* of those that wait: for what another sequence is computing for both */
     int blocks_total, blocks_free, blocks_cached, blocks_held;
     int blocks_pin_limit; /* max_pinned_blocks as it is in force */
     int blocks_pinned;    /* references of pins: two pins may hold the same block */
@@ -213,7 +219,8 @@ struct engine_stats {
      */
     uint64_t steps, prompt_tokens, generated_tokens, cached_tokens, preemptions, requests_done;
     uint64_t computed_tokens; /* through the model, recomputation after preemption included */
-    uint64_t evictions;       /* cached blocks given up for new ones */
+    uint64_t step_sizes[ENGINE_STEP_SIZES + 1];
+    uint64_t evictions; /* cached blocks given up for new ones */
     uint64_t drafts, draft_tokens,
         accepted_tokens; /* speculation: guesses, their tokens, how many held */
     double steps_ms;     /* time in steps */

@@ -436,6 +436,14 @@ void sched_measured(struct sched *s, double ms)
     s->alone_ms = s->waiting.n + s->running.n > 1 ? 0 : s->alone_ms + ms;
 }
 
+int sched_n_deferred(const struct sched *s)
+{
+    int n = 0;
+    for (const struct sched_item *it = s->waiting.first; it; it = it->next)
+        n += it->skip_step == s->step;
+    return n;
+}
+
 /* Checks. */
 
 static int check_list(const struct sched_list *l, enum sched_state state, struct err *e)

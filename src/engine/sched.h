@@ -111,5 +111,8 @@ int sched_plan(struct sched *s);
 /* The planned step took ms: the measure for later plans. */
 void sched_measured(struct sched *s, double ms);
 
+/* How many were not admitted to the latest step because another one of it computes for them. */
+int sched_n_deferred(const struct sched *s);
+
 /* Whether lists, states and tenants agree. False and the reason in e. */
 bool sched_check(const struct sched *s, struct err *e);

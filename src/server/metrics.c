@@ -243,6 +243,41 @@ static void write_sources(struct buf *b, const struct scrape *scrapes, size_t n)
     }
 }
 
+/* vLLM's reasons: no room in the batch or the cache, or something that is over soon. */
+static void write_waiting(struct buf *b, const struct scrape *scrapes, size_t n)
+{
+    static const char name[] = "vllm:num_requests_waiting_by_reason";
+    head(b, name, "gauge", "Requests in the queue by what they wait for.");
+    for (size_t k = 0; k < n; k++) {
+        const struct engine_stats *s = &scrapes[k].stats;
+        int deferred = s->deferred < s->waiting ? s->deferred : s->waiting;
+        sample(b, name, scrapes[k].model, ",reason=\"capacity\"", s->waiting - deferred);
+        sample(b, name, scrapes[k].model, ",reason=\"deferred\"", deferred);
+    }
+}
+
+static void write_steps(struct buf *b, const struct scrape *scrapes, size_t n)
+{
+    static const char name[] = "vllm:iteration_tokens_total";
+    head(b, name, "histogram", "Tokens of a step of the engine.");
+    for (size_t k = 0; k < n; k++) {
+        const struct engine_stats *s = &scrapes[k].stats;
+        uint64_t below = 0;
+        for (int i = 0; i < ENGINE_STEP_SIZES; i++) {
+            char bucket[32];
+            below += s->step_sizes[i];
+            snprintf(bucket, sizeof bucket, ",le=\"%d\"", engine_step_sizes[i]);
+            sample(b, "vllm:iteration_tokens_total_bucket", scrapes[k].model, bucket,
+                   (double)below);
+        }
+        sample(b, "vllm:iteration_tokens_total_bucket", scrapes[k].model, ",le=\"+Inf\"",
+               (double)s->steps);
+        sample(b, "vllm:iteration_tokens_total_sum", scrapes[k].model, "",
+               (double)s->computed_tokens);
+        sample(b, "vllm:iteration_tokens_total_count", scrapes[k].model, "", (double)s->steps);
+    }
+}
+
 static void write_cache_config(struct buf *b, const struct scrape *scrapes, size_t n)
 {
     char more[96];
@@ -275,6 +310,8 @@ static void write_engines(struct buf *b, struct server *s)
     }
     write_blocks(b, scrapes, n);
     write_sources(b, scrapes, n);
+    write_waiting(b, scrapes, n);
+    write_steps(b, scrapes, n);
     write_cache_config(b, scrapes, n);
     free(scrapes);
 }

@@ -79,6 +79,15 @@ def test_counts():
     assert grown('terrace_http_requests_total{method="POST",route="/v1/completions",status="200"}') == 2
     assert grown("terrace_engine_step_seconds_total") > 0
     assert after["terrace_resident_bytes"] > 1 << 20
+    assert grown("vllm:iteration_tokens_total_count") == grown("terrace_engine_steps_total") > 0
+    assert grown("vllm:iteration_tokens_total_sum") == 2 * tokens - cached + 2 * 6
+    assert after['vllm:iteration_tokens_total_bucket{le="+Inf"}'] == \
+        after["vllm:iteration_tokens_total_count"]
+    assert sum(after[f'vllm:num_requests_waiting_by_reason{{reason="{r}"}}']
+               for r in ("capacity", "deferred")) == after["vllm:num_requests_waiting"]
+    info = [name for name in after if name.startswith("vllm:lora_requests_info{")]
+    assert re.search(r'max_lora="\d+",running_lora_adapters="[^"]*",waiting_lora_adapters="[^"]*"',
+                     info[0]), info
     config = [name for name in after if name.startswith("vllm:cache_config_info{")]
     blocks = int(re.search(r'num_gpu_blocks="(\d+)"', config[0])[1])
     assert sum(after[f'terrace_kv_blocks{{state="{s}"}}']

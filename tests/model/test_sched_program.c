@@ -419,6 +419,11 @@ static const char *compare(struct program *p)
                    (int)x->item.state, n, x->item.n_computed, (int)x->t_state, x->t_planned,
                    x->t_computed);
     }
+    int n_deferred = 0;
+    for (int i = 0; i < N_ITEMS; i++)
+        n_deferred += p->pairs[i].t_state == SCHED_WAITING && p->pairs[i].t_skip == p->t_step;
+    if (sched_n_deferred(&p->s) != n_deferred)
+        DIFFER(p->why, "%d deferred, not %d", sched_n_deferred(&p->s), n_deferred);
     if (p->s.n_plan_tokens != p->t_plan_tokens || p->s.n_plan_tokens > p->s.max_batch_tokens)
         DIFFER(p->why, "%d tokens planned, not %d", p->s.n_plan_tokens, p->t_plan_tokens);
     if (p->s.plan_attention != p->t_attention)
