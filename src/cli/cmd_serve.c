@@ -25,7 +25,9 @@ struct serve_options {
     int64_t room_ms;
     int64_t port, drain_ms, max_connections;
     uint64_t max_body, persona_spill;
-    const char *state_dir;
+    const char *state_dir, *adapter_root;
+    uint64_t adapter_budget;
+    struct opt_list lora_modules;
     struct quota tenant, address; /* tokens_per_day of an address is not used */
     int log_level, log_format;
     const char *allow_origin;
@@ -72,6 +74,14 @@ static const struct opt opts[] = {
     {"persona-spill", OPT_BYTES, AT(persona_spill), "4GiB", "SIZE",
      "Disk under the state directory for computed personas, which a restart reads back; 0 keeps\n"
      "none."},
+    {"adapter-root", OPT_STR, AT(adapter_root), NULL, "DIR",
+     "Adapters may be registered from below this folder. The default is adapters beside the folder "
+     "of models."},
+    {"adapter-budget", OPT_BYTES, AT(adapter_budget), "0", "SIZE",
+     "Memory for adapters, kept free for them; 0 takes a tenth of the limit at most, of what "
+     "models leave."},
+    {"lora-modules", OPT_LIST, AT(lora_modules), NULL, "NAME=PATH",
+     "Adapters to register at the start, or JSON as vLLM takes it; from any folder."},
     {"state-dir", OPT_STR, AT(state_dir), NULL, "DIR",
      "Where keys, usage, adapters and personas are kept. The default is ~/.terrace/state."},
     {"share-prefixes", OPT_BOOL, AT(share_prefixes), NULL, NULL,
@@ -210,6 +220,7 @@ static int load(void *arg, const char *name, struct server_load *sl, struct serv
         .n_ctx = m->n_ctx,
         .info = model_info(m->model),
         .weights = m->model,
+        .weights = m->model,
         .kv_key = m->kv_key,
         .created_unix_s = modified(m->path),
         .owner = m,
@@ -338,6 +349,47 @@ static int read_models(struct service *s, struct server_opts *so, struct err *e)
     return 0;
 }
 
+/* The folder that was asked for, or the usual one if it is there. */
+static const char *adapter_root(const struct service *s, struct buf *dir)
+{
+    if (s->o->adapter_root)
+        return s->o->adapter_root;
+    buf_adds(dir, s->dir);
+    while (dir->len > 1 && dir->data[dir->len - 1] == '/')
+        dir->len--;
+    while (dir->len > 1 && dir->data[dir->len - 1] != '/')
+        dir->len--;
+    buf_adds(dir, "adapters");
+    return access(dir->data, F_OK) == 0 ? dir->data : NULL;
+}
+
+/* A list is cut at its commas, those of JSON objects too: puts these together again. */
+static void join_objects(struct opt_list *l, struct arena *a)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < l->n; i++) {
+        const char *open = n ? l->items[n - 1] : "";
+        if (*open == '{' && open[strlen(open) - 1] != '}')
+            l->items[n - 1] = arena_printf(a, "%s,%s", open, l->items[i]);
+        else
+            l->items[n++] = l->items[i];
+    }
+    l->n = n;
+}
+
+/* Strings are good as long as `dir` is. */
+static struct adapters_opts adapters_opts_of(const struct service *s, struct buf *dir)
+{
+    const struct serve_options *o = s->o;
+    uint64_t tenth = budget_limit(s->memory.budget) / 10;
+    return (struct adapters_opts){.root = adapter_root(s, dir),
+                                  .budget = o->adapter_budget ? o->adapter_budget : tenth,
+                                  .reserve = o->adapter_budget > 0,
+                                  .load_stall_ms = o->load.load_deadline_ms,
+                                  .modules = o->lora_modules.items,
+                                  .n_modules = o->lora_modules.n};
+}
+
 static int open_server(struct service *s, struct err *e)
 {
     const struct serve_options *o = s->o;
@@ -366,8 +418,12 @@ static int open_server(struct service *s, struct err *e)
     so.tenant_quota = o->tenant;
     so.address_quota = o->address;
     rc = read_models(s, &so, e);
-    if (!rc)
-        rc = server_new(&s->server, &so, e);
+    if (rc)
+        return rc;
+    struct buf adapter_dir = {0};
+    so.adapters = adapters_opts_of(s, &adapter_dir);
+    rc = server_new(&s->server, &so, e);
+    buf_release(&adapter_dir);
     return rc ? rc : configure(s, e);
 }
 
@@ -429,6 +485,7 @@ static int run(const struct command *c, int argc, char **argv)
     }
     if (status < 0) {
         log_init((enum log_level)o.log_level, o.log_format == 1);
+        join_objects(&o.lora_modules, &arena);
         status = serve(c, &o, cli_state_dir(&arena, o.state_dir));
     }
     arena_release(&arena);
