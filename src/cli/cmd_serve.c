@@ -220,7 +220,6 @@ static int load(void *arg, const char *name, struct server_load *sl, struct serv
         .n_ctx = m->n_ctx,
         .info = model_info(m->model),
         .weights = m->model,
-        .weights = m->model,
         .kv_key = m->kv_key,
         .created_unix_s = modified(m->path),
         .owner = m,
