@@ -36,6 +36,12 @@ static enum job_step permit_remote(struct job *j)
     return !k || key_allows(k->models, name) ? JOB_GO : forbidden(j, "model", name);
 }
 
+const char *job_tenant(const struct job *j)
+{
+    const char *tenant = j->bill ? key_tenant(j->bill->key) : NULL;
+    return tenant ? tenant : "";
+}
+
 /* ---- tokens ---- */
 
 /* Counted if the prompts were made here, else estimated. */

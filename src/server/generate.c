@@ -45,7 +45,7 @@ static enum job_step stage_parse(struct job *j)
     int rc = openai_parse(&j->req, j->endpoint, body.p, body.n, &j->err);
     if (rc)
         return job_refuse(j, openai_status(rc), NULL);
-    if (j->req.persona && personas_apply(j->server->personas, &j->req, &j->err))
+    if (j->req.persona && personas_apply(j->server->personas, job_tenant(j), &j->req, &j->err))
         return job_refuse(j, 404, "persona_not_found");
     int64_t n_choices = (int64_t)j->req.n_prompts * j->req.gen.n;
     if (n_choices <= MAX_CHOICES)

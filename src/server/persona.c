@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "server/persona_kv.h"
+#include "server/terms.h"
 
 /* A computation in the engine. Outlives its persona if that is removed meanwhile. */
 struct persona_run {
@@ -17,10 +18,27 @@ struct persona_run {
 
 /* ---- the list ---- */
 
-struct persona *personas_find(const struct personas *all, const char *name)
+void persona_id(const char *tenant, const char *name, char out[PERSONA_ID_BYTES + 1])
+{
+    snprintf(out, PERSONA_ID_BYTES + 1, "%.*s%s%s", PERSONA_NAME_BYTES + 1, name,
+             *tenant ? "@" : "", tenant);
+}
+
+const char *persona_salt(const struct persona *p, char room[PERSONA_SALT_BYTES])
+{
+    struct chat_request none = {0};
+    const struct server_opts *o = &p->all->server->opts;
+    const char *salt = request_salt(&none, *p->tenant && !o->share_prefixes ? p->tenant : NULL);
+    if (salt)
+        snprintf(room, PERSONA_SALT_BYTES, "%s", salt);
+    chat_request_release(&none);
+    return salt ? room : NULL;
+}
+
+struct persona *personas_find(const struct personas *all, const char *id)
 {
     struct persona *p = all->first;
-    while (p && strcmp(p->name, name) != 0)
+    while (p && strcmp(p->id, id) != 0)
         p = p->next;
     return p;
 }
@@ -30,9 +48,13 @@ int persona_blocks(const struct persona *p)
     return p->pin ? ((int)p->prompt.n + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS : 0;
 }
 
-static struct persona *persona_new(const struct persona_spec *spec, const char *model)
+static struct persona *persona_new(struct personas *all, const char *tenant,
+                                   const struct persona_spec *spec, const char *model)
 {
     struct persona *p = xcalloc(1, sizeof *p);
+    p->all = all;
+    snprintf(p->tenant, sizeof p->tenant, "%s", tenant);
+    persona_id(tenant, spec->name, p->id);
     snprintf(p->name, sizeof p->name, "%s", spec->name);
     p->model = xstrdup(model);
     p->messages = json_deep_copy(spec->messages);
@@ -148,7 +170,7 @@ static void settle(struct persona *p, enum persona_state state)
 {
     p->state = state;
     if (state == PERSONA_FAILED)
-        log_warn("server", "persona %s: %s", p->name, p->err.msg);
+        log_warn("server", "persona %s: %s", p->id, p->err.msg);
     persona_answer(p);
 }
 
@@ -187,7 +209,9 @@ static bool submit(struct personas *all, struct persona *p, struct served *m)
 {
     struct persona_run *run = xcalloc(1, sizeof *run);
     *run = (struct persona_run){.user = {run_event}, .all = all, .p = p, .model = m};
+    char salt[PERSONA_SALT_BYTES];
     struct engine_request r = {
+        .cache_salt = persona_salt(p, salt),
         .prompt = p->prompt.ids,
         .n_prompt = (int)p->prompt.n,
         .max_tokens = 1,
@@ -279,11 +303,13 @@ void personas_lost(struct personas *all, const struct served *m)
 
 /* ---- what clients do ---- */
 
-int personas_apply(struct personas *all, struct chat_request *r, struct err *e)
+int personas_apply(struct personas *all, const char *tenant, struct chat_request *r, struct err *e)
 {
+    char id[PERSONA_ID_BYTES + 1];
     json_t *messages = NULL;
     pthread_mutex_lock(&all->lock);
-    const struct persona *p = personas_find(all, r->persona);
+    persona_id(tenant, r->persona, id);
+    const struct persona *p = personas_find(all, id);
     if (p) {
         /* a copy: its counts of references are then this thread's alone */
         messages = json_deep_copy(p->messages);
@@ -300,14 +326,16 @@ int personas_apply(struct personas *all, struct chat_request *r, struct err *e)
     return 0;
 }
 
-int personas_put(struct personas *all, const struct persona_spec *spec, struct served *m,
-                 struct exchange *x, struct err *e)
+int personas_put(struct personas *all, const char *tenant, const struct persona_spec *spec,
+                 struct served *m, struct exchange *x, struct err *e)
 {
-    struct persona *old = personas_find(all, spec->name);
+    char id[PERSONA_ID_BYTES + 1];
+    persona_id(tenant, spec->name, id);
+    struct persona *old = personas_find(all, id);
     if (!old && all->n >= PERSONA_MAX)
         return err_set(e, ERR_LIMIT, "there are %zu personas already, the most there may be",
                        all->n);
-    struct persona *p = persona_new(spec, m->name);
+    struct persona *p = persona_new(all, tenant, spec, m->name);
     p->kv_tried = true;
     int rc = make_prompt(m, p, e);
     if (!rc)
@@ -316,7 +344,7 @@ int personas_put(struct personas *all, const struct persona_spec *spec, struct s
         persona_free(p);
         return rc;
     }
-    personas_remove(all, spec->name, NULL);
+    personas_remove(all, tenant, spec->name, NULL);
     append(all, p);
     personas_save(all);
     p->x = x;
@@ -325,15 +353,16 @@ int personas_put(struct personas *all, const struct persona_spec *spec, struct s
     return 0;
 }
 
-int personas_remove(struct personas *all, const char *name, const char *model)
+int personas_remove(struct personas *all, const char *tenant, const char *name, const char *model)
 {
     int n = 0;
     for (struct persona *p = all->first, *next; p; p = next) {
         next = p->next;
-        if ((name && strcmp(p->name, name) != 0) || (model && strcmp(p->model, model) != 0))
+        if (strcmp(p->tenant, tenant) != 0 || (name && strcmp(p->name, name) != 0) ||
+            (model && strcmp(p->model, model) != 0))
             continue;
         let_go(all, p);
-        persona_kv_remove(all->kv, p->name);
+        persona_kv_remove(all->kv, p->id);
         err_set(&p->err, ERR_EXISTS, "the persona was deleted or replaced meanwhile");
         p->state = PERSONA_FAILED;
         persona_answer(p);
@@ -392,9 +421,10 @@ bool personas_busy(const struct personas *all)
     return persona_kv_busy(all->kv);
 }
 
-void personas_restore(struct personas *all, const struct persona_spec *spec, int64_t created)
+void personas_restore(struct personas *all, const char *tenant, const struct persona_spec *spec,
+                      int64_t created)
 {
-    struct persona *p = persona_new(spec, spec->model);
+    struct persona *p = persona_new(all, tenant, spec, spec->model);
     p->created_unix_s = created;
     append(all, p);
 }

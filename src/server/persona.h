@@ -25,13 +25,18 @@ enum {
     PERSONA_MAX = 256,             /* personas */
     PERSONA_MAX_BYTES = 256 << 10, /* of a body */
     PERSONA_FILE_VERSION = 1,
+    PERSONA_SALT_BYTES = KEY_NAME_BYTES + 3,
+    PERSONA_ID_BYTES = PERSONA_NAME_BYTES + 1 + KEY_NAME_BYTES,
 };
 
 enum persona_state { PERSONA_WAITING, PERSONA_COMPUTING, PERSONA_READY, PERSONA_FAILED };
 
 struct persona {
+    struct personas *all;
     struct persona *next; /* in the order of registration */
     char name[PERSONA_NAME_BYTES + 1];
+    char tenant[KEY_NAME_BYTES + 1]; /* whose it is, "": it was made without keys */
+    char id[PERSONA_ID_BYTES + 1];   /* of both: persona_id */
     char *model;
     json_t *messages; /* never changed: readers share it under the lock */
     bool pin;
@@ -63,19 +68,23 @@ struct personas {
 struct personas *personas_new(struct server *s, const char *state_dir, uint64_t spill_bytes);
 void personas_free(struct personas *all);
 
-struct persona *personas_find(const struct personas *all, const char *name);
+/* "teacher@acme", or "teacher" without a tenant: no two personas have the same, and it is fit for
+ * the name of a file. Cut if the name is longer than that of a persona. */
+void persona_id(const char *tenant, const char *name, char out[PERSONA_ID_BYTES + 1]);
 
-/* Puts the messages of r->persona before r's own, and its model where r names none. Any thread.
- * ERR_NOTFOUND. */
-int personas_apply(struct personas *all, struct chat_request *r, struct err *e);
+struct persona *personas_find(const struct personas *all, const char *id);
+
+/* Puts the messages of r->persona, one of that tenant ("" without keys), before r's own, and its
+ * model where r names none. Any thread. ERR_NOTFOUND. */
+int personas_apply(struct personas *all, const char *tenant, struct chat_request *r, struct err *e);
 
 /* Registers or replaces, and begins to compute; x gets its answer when that is over. On error
  * nothing has changed. ERR_LIMIT: too many, too long, or over the budget of pins. */
-int personas_put(struct personas *all, const struct persona_spec *spec, struct served *m,
-                 struct exchange *x, struct err *e);
+int personas_put(struct personas *all, const char *tenant, const struct persona_spec *spec,
+                 struct served *m, struct exchange *x, struct err *e);
 
-/* Removes all whose name and model match (NULL: any). Returns how many. */
-int personas_remove(struct personas *all, const char *name, const char *model);
+/* Removes all of a tenant whose name and model match (NULL: any). Returns how many. */
+int personas_remove(struct personas *all, const char *tenant, const char *name, const char *model);
 
 /* What was computed for m (NULL: for any model) is gone: computes it again. */
 void personas_lost(struct personas *all, const struct served *m);
@@ -97,7 +106,11 @@ void personas_load(struct personas *all);
 void personas_save(struct personas *all);
 /* Every folder of a file's path, for the owner only: prompts may be private. */
 void personas_make_folders(const char *path);
-void personas_restore(struct personas *all, const struct persona_spec *spec, int64_t created);
+void personas_restore(struct personas *all, const char *tenant, const struct persona_spec *spec,
+                      int64_t created);
+
+/* What keeps its KV apart from that of other tenants, as in terms.h; NULL: nothing. */
+const char *persona_salt(const struct persona *p, char room[PERSONA_SALT_BYTES]);
 
 /* persona_http.c */
 void persona_answer(struct persona *p); /* to p->x */

@@ -1,5 +1,5 @@
-/* persona_file.c - personas across restarts: {"version": 1, "personas": [{name, model, pin,
- * created, messages}]}. The KV is not kept: it is computed again in the background. */
+/* persona_file.c - personas across restarts: {"version": 1, "personas": [{name, tenant?, model,
+ * pin, created, messages}]}. The KV is not kept: it is computed again in the background. */
 #include "server/persona.h"
 
 #include <errno.h>
@@ -34,11 +34,18 @@ static int restore(struct personas *all, const json_t *list, struct err *e)
     for (size_t i = 0; i < json_array_size(list) && all->n < PERSONA_MAX; i++) {
         json_t *v = json_array_get(list, i);
         struct persona_spec spec = {0};
+        char id[PERSONA_ID_BYTES + 1];
         int rc = persona_parse_tree(&spec, v, e);
         if (!rc && !spec.model)
             rc = err_param(e, ERR_FORMAT, "model", "persona %s names no model", spec.name);
-        if (!rc && !personas_find(all, spec.name))
-            personas_restore(all, &spec, json_integer_value(json_object_get(v, "created")));
+        const char *tenant = json_string_value(json_object_get(v, "tenant"));
+        tenant = tenant ? tenant : "";
+        if (!rc && *tenant && !key_name_ok(tenant))
+            rc = err_param(e, ERR_FORMAT, "tenant", "persona %s has no tenant's name", spec.name);
+        if (!rc)
+            persona_id(tenant, spec.name, id);
+        if (!rc && !personas_find(all, id))
+            personas_restore(all, tenant, &spec, json_integer_value(json_object_get(v, "created")));
         persona_spec_release(&spec);
         if (rc)
             return rc;
@@ -93,6 +100,8 @@ static void write_text(const struct personas *all, struct buf *out)
     for (const struct persona *p = all->first; p; p = p->next) {
         jw_obj(&w);
         jw_kstr(&w, "name", p->name);
+        if (*p->tenant)
+            jw_kstr(&w, "tenant", p->tenant);
         jw_kstr(&w, "model", p->model);
         jw_kbool(&w, "pin", p->pin);
         jw_kint(&w, "created", p->created_unix_s);

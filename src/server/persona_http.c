@@ -1,6 +1,22 @@
 /* persona_http.c - /v1/personas, and the reset of the prefix cache. */
 #include "server/persona.h"
 
+/* Whose personas the request is about: its key's tenant, or the one that an admin names. NULL: that
+ * is no name, and it was answered. */
+static const char *tenant_or_answer(struct exchange *x)
+{
+    bool admin = x->key && x->key->key.role == ROLE_ADMIN;
+    const char *own = key_tenant(x->key), *other = admin ? http_query(x->http, "tenant").p : NULL;
+    struct err e = {0};
+    if (!other || !*other)
+        return other ? other : own ? own : "";
+    if (key_name_ok(other))
+        return other;
+    err_param(&e, ERR_INVALID, "tenant", "'tenant' is not the name of one");
+    answer_err(x, &e);
+    return NULL;
+}
+
 static void write_persona(struct jw *w, const struct server *s, const struct persona *p, bool whole)
 {
     static const char *const states[] = {
@@ -69,7 +85,8 @@ void handle_persona_put(struct exchange *x)
         answer_err(x, &e);
     } else {
         struct served *m = served_or_wait(x, spec.model, NULL);
-        if (m && personas_put(x->server->personas, &spec, m, x, &e))
+        const char *tenant = m ? tenant_or_answer(x) : NULL;
+        if (tenant && personas_put(x->server->personas, tenant, &spec, m, x, &e))
             answer_err(x, &e);
     }
     persona_spec_release(&spec);
@@ -77,6 +94,9 @@ void handle_persona_put(struct exchange *x)
 
 void handle_personas(struct exchange *x)
 {
+    const char *tenant = tenant_or_answer(x);
+    if (!tenant)
+        return;
     struct buf body = {0};
     struct jw w;
     jw_init(&w, &body);
@@ -85,7 +105,8 @@ void handle_personas(struct exchange *x)
     jw_key(&w, "data");
     jw_arr(&w);
     for (const struct persona *p = x->server->personas->first; p; p = p->next)
-        write_persona(&w, x->server, p, false);
+        if (strcmp(p->tenant, tenant) == 0)
+            write_persona(&w, x->server, p, false);
     jw_arr_end(&w);
     jw_obj_end(&w);
     jw_done(&w);
@@ -96,8 +117,13 @@ void handle_personas(struct exchange *x)
 static struct persona *named_or_answer(struct exchange *x)
 {
     struct err e = {0};
-    struct persona *p = x->path_rest ? personas_find(x->server->personas, x->path_rest) : NULL;
-    if (p)
+    char id[PERSONA_ID_BYTES + 1];
+    const char *tenant = tenant_or_answer(x);
+    if (!tenant)
+        return NULL;
+    persona_id(tenant, x->path_rest ? x->path_rest : "", id);
+    struct persona *p = personas_find(x->server->personas, id);
+    if (p && x->path_rest && strcmp(p->name, x->path_rest) == 0)
         return p;
     err_param(&e, ERR_NOTFOUND, "name", "The persona `%.128s` does not exist",
               x->path_rest ? x->path_rest : "");
@@ -133,15 +159,21 @@ static void answer_deleted(struct exchange *x, const char *name, int n)
 
 void handle_persona_delete(struct exchange *x)
 {
-    if (named_or_answer(x))
-        answer_deleted(x, x->path_rest, personas_remove(x->server->personas, x->path_rest, NULL));
+    const struct persona *p = named_or_answer(x);
+    if (!p)
+        return;
+    char tenant[KEY_NAME_BYTES + 1];
+    snprintf(tenant, sizeof tenant, "%s", p->tenant);
+    answer_deleted(x, x->path_rest,
+                   personas_remove(x->server->personas, tenant, x->path_rest, NULL));
 }
 
-/* All, or with ?model=NAME all of one model. */
+/* All of a tenant, or with ?model=NAME all of one model. */
 void handle_personas_delete(struct exchange *x)
 {
-    const char *model = http_query(x->http, "model").p;
-    answer_deleted(x, NULL, personas_remove(x->server->personas, NULL, model));
+    const char *model = http_query(x->http, "model").p, *tenant = tenant_or_answer(x);
+    if (tenant)
+        answer_deleted(x, NULL, personas_remove(x->server->personas, tenant, NULL, model));
 }
 
 /* As vLLM's: 200 and no body. Personas are computed again. */

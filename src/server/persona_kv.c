@@ -20,6 +20,7 @@ struct kv_task {
     struct served *model; /* held; NULL: KV_REMOVE */
     struct spill spill;
     struct token_list prompt;
+    char salt[PERSONA_SALT_BYTES];
     char *path;
     uint64_t id; /* of the pin */
     atomic_bool gone;
@@ -125,12 +126,14 @@ static struct kv_task *prompt_task(struct persona_kv *k, enum kv_what what, stru
     if (!k || k->stopped || !m->model.kv_key || !engine_block_bytes(m->model.engine) ||
         m->state != SERVED_READY)
         return NULL;
-    struct kv_task *t = task_new(k, what, p->name);
+    struct kv_task *t = task_new(k, what, p->id);
     for (size_t i = 0; i < p->prompt.n; i++)
         token_list_add(&t->prompt, p->prompt.ids[i]);
     t->spill = (struct spill){
         .engine = m->model.engine,
-        .prefix = {.tokens = t->prompt.ids, .n_tokens = (int)t->prompt.n},
+        .prefix = {.tokens = t->prompt.ids,
+                   .n_tokens = (int)t->prompt.n,
+                   .cache_salt = persona_salt(p, t->salt)},
         .key = str_of(m->model.kv_key),
         .gone = is_gone,
         .arg = t,
@@ -169,7 +172,7 @@ void persona_kv_write(struct persona_kv *k, struct persona *p, struct served *m)
             log_warn("server",
                      "persona %s is not kept for the next start: it needs %llu MiB of files, of "
                      "%llu MiB %llu are in use: raise --persona-spill or delete some",
-                     p->name, (unsigned long long)need >> 20,
+                     p->id, (unsigned long long)need >> 20,
                      (unsigned long long)k->budget_bytes >> 20, (unsigned long long)used >> 20);
         k->full_told = true;
         task_free(t);
@@ -203,9 +206,9 @@ static void tell_read(struct kv_task *t)
 {
     struct persona *p = t->p;
     if (!t->rc)
-        log_info("server", "persona %s: %zu tokens from %s", p->name, t->prompt.n, t->path);
+        log_info("server", "persona %s: %zu tokens from %s", p->id, t->prompt.n, t->path);
     else if (t->rc != ERR_NOTFOUND)
-        log_warn("server", "persona %s is computed again, %s cannot be used: %s", p->name, t->path,
+        log_warn("server", "persona %s is computed again, %s cannot be used: %s", p->id, t->path,
                  t->err.msg);
     p->kv_bytes = t->rc ? 0 : spill_bytes(&t->spill);
     personas_read_back(t->k->all, p, t->rc ? NULL : t->model, t->id);
@@ -217,7 +220,7 @@ static void tell_write(struct kv_task *t)
     if (!t->rc)
         return;
     p->kv_bytes = 0;
-    log_error("server", "persona %s is not kept for the next start: %s", p->name, t->err.msg);
+    log_error("server", "persona %s is not kept for the next start: %s", p->id, t->err.msg);
 }
 
 static void told(void *arg)
@@ -281,9 +284,9 @@ void persona_kv_free(struct persona_kv *k)
 /* "teacher.kv" is of a persona, "teacher.kv.part" was being written when the process died. */
 static bool belongs(const struct persona_kv *k, const char *file)
 {
-    char name[PERSONA_NAME_BYTES + 1];
+    char name[PERSONA_ID_BYTES + 1];
     size_t n = strlen(file);
-    if (n < 4 || n - 3 > PERSONA_NAME_BYTES || strcmp(file + n - 3, ".kv") != 0)
+    if (n < 4 || n - 3 > PERSONA_ID_BYTES || strcmp(file + n - 3, ".kv") != 0)
         return false;
     snprintf(name, sizeof name, "%.*s", (int)(n - 3), file);
     return personas_find(k->all, name) != NULL;

@@ -1,5 +1,5 @@
 /* persona_kv.h - the computed prompts of personas in files, so that a restart need not compute them
- * again: STATE_DIR/personas/NAME.kv (engine/spill.h).
+ * again: STATE_DIR/personas/ID.kv (engine/spill.h).
  *
  * One thread of its own reads and writes, one file at a time, in the order of asking; what it has
  * done is told on the server's thread. A model is held while its blocks go in or out. All
@@ -26,7 +26,7 @@ void persona_kv_write(struct persona_kv *k, struct persona *p, struct served *m)
 /* Nobody waits any more for what is under way for p. */
 void persona_kv_give_up(struct persona *p);
 
-void persona_kv_remove(struct persona_kv *k, const char *name);
+void persona_kv_remove(struct persona_kv *k, const char *id);
 
 /* Removes the files that belong to no persona. */
 void persona_kv_sweep(struct persona_kv *k);

@@ -119,13 +119,18 @@ static void make_secret(char out[KEY_TEXT_BYTES + 1])
     explicit_bzero(text, sizeof text);
 }
 
-static int check_name(const char *field, const char *name, struct err *e)
+bool key_name_ok(const char *name)
 {
     size_t n = strlen(name);
     bool fine = n > 0 && n <= KEY_NAME_BYTES;
     for (size_t i = 0; i < n; i++)
         fine = fine && (isalnum((unsigned char)name[i]) || strchr("._-@+", name[i]));
-    if (fine)
+    return fine;
+}
+
+static int check_name(const char *field, const char *name, struct err *e)
+{
+    if (key_name_ok(name))
         return 0;
     return err_param(e, ERR_INVALID, field,
                      "the %s of a key takes 1 to %d letters, digits and . _ - @ +, got '%.80s'",

@@ -78,6 +78,9 @@ void key_copy(struct key *out, const struct key *k);
 /* The digest that stands for a key in the database. */
 void key_digest(const void *text, size_t n, unsigned char out[KEY_DIGEST_BYTES]);
 
+/* 1 to KEY_NAME_BYTES letters, digits and . _ - @ +: a name of a key or tenant. */
+bool key_name_ok(const char *name);
+
 /* Whether `name` matches one of the patterns; "" matches everything. */
 bool key_allows(const char *patterns, const char *name);
 
