@@ -18,8 +18,8 @@ struct command {
     int (*run)(const struct command *c, int argc, char **argv);
 };
 
-extern const struct command cmd_serve, cmd_run, cmd_pull, cmd_list, cmd_show, cmd_rm, cmd_bench,
-    cmd_adapter, cmd_key, cmd_version;
+extern const struct command cmd_serve, cmd_run, cmd_pull, cmd_list, cmd_ps, cmd_show, cmd_rm,
+    cmd_bench, cmd_adapter, cmd_key, cmd_version;
 
 /* Exit statuses. */
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };

@@ -16,7 +16,7 @@
 const char cli_version[] = TERRACE_VERSION;
 
 static const struct command *const commands[] = {
-    &cmd_serve, &cmd_run,   &cmd_pull,    &cmd_list, &cmd_show,
+    &cmd_serve, &cmd_run,   &cmd_pull,    &cmd_list, &cmd_ps,      &cmd_show,
     &cmd_rm,    &cmd_bench, &cmd_adapter, &cmd_key,  &cmd_version,
 };
 
