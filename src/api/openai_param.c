@@ -15,6 +15,8 @@ enum {
     ALL = BOTH | TOKENIZE,
 };
 
+enum { MAX_CACHE_S = 366 * 86400, MAX_CACHE_SPACE = 128 };
+
 static const double MAX_TOKENS = 1
                                  << 24; /* far over any context; the engine cuts to what is left */
 static const double MAX_ID = INT32_MAX;
@@ -162,6 +164,54 @@ static int read_cache_salt(struct chat_request *r, const struct openai_param *p,
     if (!s || n == 0 || n > 128 || strpbrk(s, "@/\\"))
         return openai_bad(e, p->name, "a string of 1 to 128 characters without @ / \\", v);
     r->gen.cache_salt = s;
+    return 0;
+}
+
+static int read_seconds(const char *name, const json_t *v, double *out, struct err *e)
+{
+    double s = json_number_value(v);
+    if (!json_is_number(v) || !(s > 0) || s > MAX_CACHE_S)
+        return openai_bad(e, name, "a number of seconds above 0, at most a year", v);
+    *out = s;
+    return 0;
+}
+
+/* LiteLLM's controls of its cache. A request that names where or for how long its answer is kept
+ * wants it kept. */
+static int read_cache(struct chat_request *r, const struct openai_param *p, const json_t *v,
+                      struct err *e)
+{
+    struct cache_wish *w = &r->cache;
+    const struct {
+        const char *key, *full;
+        bool *flag;
+        double *seconds;
+    } members[] = {
+        {"no-cache", "cache.no-cache", &w->no_cache, NULL},
+        {"no-store", "cache.no-store", &w->no_store, NULL},
+        {"use-cache", "cache.use-cache", &w->opt_in, NULL},
+        {"ttl", "cache.ttl", NULL, &w->ttl_s},
+        {"s-maxage", "cache.s-maxage", NULL, &w->max_age_s},
+    };
+    if (!json_is_object(v))
+        return openai_bad(e, p->name, "an object", v);
+    for (size_t i = 0; i < sizeof members / sizeof *members; i++) {
+        const json_t *m = json_object_get(v, members[i].key);
+        if (!m || json_is_null(m))
+            continue;
+        if (members[i].flag && !json_is_boolean(m))
+            return openai_bad(e, members[i].full, "true or false", m);
+        if (members[i].flag)
+            *members[i].flag = json_is_true(m);
+        else if (read_seconds(members[i].full, m, members[i].seconds, e))
+            return ERR_INVALID;
+    }
+    const json_t *space = json_object_get(v, "namespace");
+    if (space && !json_is_null(space) &&
+        (!json_is_string(space) || json_string_length(space) > MAX_CACHE_SPACE))
+        return openai_bad(e, "cache.namespace", "a string of at most 128 bytes", space);
+    w->space = json_string_value(space);
+    w->opt_in = w->opt_in || w->space || w->ttl_s || w->max_age_s;
     return 0;
 }
 
@@ -328,6 +378,7 @@ const struct openai_param openai_params[] = {
     {"logprobs", TEXT, PARAM_INT, GEN(n_logprobs), 0, API_MAX_LOGPROBS, -1},
     {"priority", BOTH, PARAM_INT, GEN(priority), -1000000, 1000000, 0},
     {"cache_salt", BOTH, PARAM_CUSTOM, .fn = read_cache_salt},
+    {"cache", BOTH, PARAM_CUSTOM, .fn = read_cache},
     {"safety_identifier", BOTH, PARAM_CUSTOM, .fn = read_user},
     {"user", BOTH, PARAM_CUSTOM, .fn = read_user}, /* wins over safety_identifier */
     {"keep_alive", BOTH, PARAM_CUSTOM, .fn = read_keep_alive},

@@ -83,6 +83,16 @@ struct adapter_choice {
     double scale;     /* not 0 in a request */
 };
 
+/* `cache`: what the client wants of answers that were given before, under LiteLLM's names. */
+struct cache_wish {
+    bool opt_in;       /* keep and reuse the answer although it is drawn at random */
+    bool no_cache;     /* a fresh answer, please */
+    bool no_store;     /* do not keep this one */
+    double ttl_s;      /* keep it so long, 0: as long as others */
+    double max_age_s;  /* none older than this, 0: any */
+    const char *space; /* `namespace`: apart from other answers, NULL: among them */
+};
+
 struct chat_request {
     struct arena arena;
     json_t *root; /* the body */
@@ -96,6 +106,7 @@ struct chat_request {
     const char *user;    /* whom the client asks for, NULL: did not say */
     double timeout_s;    /* 0: none */
     struct keep_alive keep_alive;
+    struct cache_wish cache;
     bool stream;
     bool include_usage;    /* a usage chunk at the end of the stream */
     bool continuous_usage; /* usage in every chunk */

@@ -24,7 +24,8 @@ struct serve_options {
     const char *config, *host, *tls_cert, *tls_key, *keep_alive;
     int64_t room_ms;
     int64_t port, drain_ms, max_connections;
-    uint64_t max_body, persona_spill;
+    uint64_t max_body, persona_spill, response_cache;
+    int64_t cache_ttl_ms;
     const char *state_dir, *adapter_root;
     uint64_t adapter_budget;
     struct opt_list lora_modules;
@@ -102,6 +103,10 @@ static const struct opt opts[] = {
      "Tokens a minute from one address.", .min = 0, .max = 1e12},
     {"address-concurrency", OPT_INT, AT(address.concurrency), "0", "N",
      "Requests at once from one address.", .min = 0, .max = 1e12},
+    {"response-cache", OPT_BYTES, AT(response_cache), "64MiB", "SIZE",
+     "Memory for answers that are given again to equal requests; 0 keeps none."},
+    {"cache-ttl", OPT_MS, AT(cache_ttl_ms), "1h", "TIME",
+     "How long an answer is kept, unless its request says.", .min = 1, .max = 366 * 86400e3},
     {"max-body", OPT_BYTES, AT(max_body), "64MiB", "SIZE", "Largest request body.", .min = 1024,
      .max = 0x1p32},
     {"max-connections", OPT_INT, AT(max_connections), "10000", "N", "Most open connections.",
@@ -404,6 +409,8 @@ static int open_server(struct service *s, struct err *e)
         .read_config = o->config ? read_config : NULL,
         .read_config_arg = (void *)o,
         .share_prefixes = o->share_prefixes,
+        .response_cache_bytes = o->response_cache,
+        .response_ttl_ms = o->cache_ttl_ms,
     };
     so.http.host = o->host;
     so.http.port = (int)o->port;

@@ -116,8 +116,8 @@ struct response_rendered {
     size_t n_body;
     uint32_t *id_at, *time_at; /* RESPONSE_ID_DIGITS hexadecimal, RESPONSE_TIME_DIGITS decimal */
     size_t n_ids, n_times;
-    char *headers; /* "name: value" lines that came with it, "" if none */
-    struct engine_usage usage;
+    char *route; /* value of x-terrace-route, "" if none */
+    int prompt_tokens, cached_tokens, completion_tokens;
 };
 
 enum { RESPONSE_ID_DIGITS = 24, RESPONSE_TIME_DIGITS = 10 };
@@ -126,6 +126,7 @@ enum { RESPONSE_ID_DIGITS = 24, RESPONSE_TIME_DIGITS = 10 };
  * the next call of any function here. */
 struct response_rendered *response_rendered_find(struct response_cache *c,
                                                  const struct response_key *request);
+const char *response_rendered_model(const struct response_rendered *v); /* of what was found */
 
 /* Keeps what was rendered for a reader of a HIT; takes *v over in any case. */
 void response_rendered_add(struct response_cache *c, const struct response_reader *r,
@@ -135,6 +136,7 @@ void response_rendered_release(struct response_rendered *v);
 /* The same bytes may mean another request from now on: models, adapters, personas or rules have
  * changed. Forgets what was rendered, keeps the answers. */
 void response_rendered_forget(struct response_cache *c);
+uint64_t response_generation(const struct response_cache *c); /* how often that was */
 
 /* ---- control ---- */
 

@@ -24,7 +24,7 @@ void response_rendered_release(struct response_rendered *v)
     free(v->body);
     free(v->id_at);
     free(v->time_at);
-    free(v->headers);
+    free(v->route);
     *v = (struct response_rendered){0};
 }
 
@@ -48,7 +48,7 @@ void response_rendered_drop(struct response_entry *e)
 
 static size_t value_bytes(const struct response_rendered *v)
 {
-    return sizeof(struct rendered) + OVERHEAD_BYTES + v->n_body + strlen(v->headers) +
+    return sizeof(struct rendered) + OVERHEAD_BYTES + v->n_body + strlen(v->route) +
            (v->n_ids + v->n_times) * sizeof *v->id_at;
 }
 
@@ -99,6 +99,18 @@ void response_rendered_add(struct response_cache *c, const struct response_reade
     map_put(&c->rendered, response_key_str(request), r);
     response_count(e, e->bytes + value_bytes(v)); /* may evict e, and r with it */
     *v = (struct response_rendered){0};
+}
+
+const char *response_rendered_model(const struct response_rendered *v)
+{
+    const struct rendered *r =
+        (const struct rendered *)((const char *)v - offsetof(struct rendered, value));
+    return r->entry->model;
+}
+
+uint64_t response_generation(const struct response_cache *c)
+{
+    return c->generation;
 }
 
 void response_rendered_forget(struct response_cache *c)

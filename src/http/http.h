@@ -28,6 +28,7 @@
 #include <stdint.h>
 
 #include "base/arena.h"
+#include "base/buf.h"
 #include "base/err.h"
 #include "base/str.h"
 
@@ -67,6 +68,7 @@ struct http_req {
 
     /* Set by the handler. */
     void *user;
+    struct buf *copy; /* NULL, or what gets the bytes of the response's body too, without framing */
     /* The response is over and the request is about to be freed. `complete`: every byte of the
      * response went out; false: the client left, was too slow, or http_abort was called. Whoever
      * answers later than on_request must set it, as `r` dangles afterwards. */

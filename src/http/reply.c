@@ -127,6 +127,8 @@ void http_reply(struct http_req *r, int status, const char *type, const void *bo
 {
     struct http_conn *c = conn_of(r);
     begin(c, status, type, (int64_t)n);
+    if (r->copy)
+        buf_add(r->copy, body, n);
     if (n && !c->no_body)
         conn_queue(c, (struct str){body, n});
     c->length_left = 0;
@@ -183,6 +185,8 @@ bool http_write(struct http_req *r, const void *p, size_t n)
     struct http_conn *c = conn_of(r);
     const struct http_server_opts *o = &c->server->opts;
     BUG_ON(!c->begun || c->ended);
+    if (r->copy)
+        buf_add(r->copy, p, n);
     if (c->no_body || c->aborted || !n)
         return !c->blocked;
     if (c->length_left >= 0) {

@@ -241,6 +241,7 @@ static void begin_next(struct adapters *all);
 
 static void finish(struct adapters_change *c)
 {
+    server_changed(c->all->server);
     adapters_release(&c->lease);
     waiter_cancel(&c->waiter);
     if (c->done)

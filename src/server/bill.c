@@ -81,6 +81,7 @@ void bill_open(struct exchange *x)
 {
     struct bill *b = xcalloc(1, sizeof *b);
     b->server = x->server;
+    b->counts = (struct bill_counts){.model = "", .tier = ""};
     b->x = x;
     b->key = x->key;
     auth_key_ref(b->key);
@@ -100,7 +101,13 @@ void bill_exchange_closed(struct bill *b, int status, bool complete, bool has_jo
     b->status = complete && status ? status : STATUS_CLIENT_LEFT;
     limits_cancel(b->server->limits, &b->ask);
     if (!has_job)
-        bill_close(b, &(struct bill_counts){.model = "", .tier = ""});
+        bill_close(b, &b->counts);
+}
+
+void bill_note(struct bill *b, const struct bill_counts *c)
+{
+    if (b)
+        b->counts = *c;
 }
 
 void bill_close(struct bill *b, const struct bill_counts *c)
@@ -112,7 +119,8 @@ void bill_close(struct bill *b, const struct bill_counts *c)
     if (b->ask.refused) /* it never ran */
         limits_drop(s->limits, &b->hold, now());
     else
-        limits_settle(s->limits, &b->hold, c->prompt_tokens + c->completion_tokens, now());
+        limits_settle(s->limits, &b->hold,
+                      b->hold.tokens ? c->prompt_tokens + c->completion_tokens : 0, now());
     struct usage_row row = {
         .at = b->at_unix_s,
         .key = b->key ? b->key->key.id : 0,

@@ -13,6 +13,11 @@
 #include "gateway/limits.h"
 #include "server/service.h"
 
+struct bill_counts {
+    const char *model, *tier; /* "" if unknown */
+    int64_t prompt_tokens, cached_tokens, completion_tokens;
+};
+
 struct bill {
     struct server *server;
     struct exchange *x;   /* NULL: it is over */
@@ -22,6 +27,7 @@ struct bill {
     bool answered;          /* ask was, and the one who asked has not looked yet */
     struct waiters waiting; /* the job whose tokens are asked for */
     int64_t at_unix_s, start_ns;
+    struct bill_counts counts; /* of an exchange without a job */
     int status; /* of the response, 499: the client left before its end; 0: not known yet */
 };
 
@@ -31,15 +37,14 @@ void bill_open(struct exchange *x);
 /* The exchange is over. Without a job, so is the bill. */
 void bill_exchange_closed(struct bill *b, int status, bool complete, bool has_job);
 
-struct bill_counts {
-    const char *model, *tier; /* "" if unknown */
-    int64_t prompt_tokens, cached_tokens, completion_tokens;
-};
-
 /* Adds x-ratelimit-* as the limits have just answered. */
 void bill_tell_room(struct bill *b);
 
-/* Settles, writes the books and frees. NULL is fine. */
+/* What an exchange without a job comes to: an answer from the cache. The strings outlive it. */
+void bill_note(struct bill *b, const struct bill_counts *c); /* NULL is fine */
+
+/* Settles, writes the books and frees. NULL is fine. An answer for which no tokens were reserved
+ * came from the cache: it is in the books, and costs none of the limit. */
 void bill_close(struct bill *b, const struct bill_counts *c);
 
 /* Once a second. */

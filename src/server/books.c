@@ -16,6 +16,7 @@ static void take_keys(void *arg)
 {
     struct new_keys *n = arg;
     auth_set_keys(n->server->auth, &n->keys);
+    server_changed(n->server);
     key_list_release(&n->keys);
     free(n);
 }

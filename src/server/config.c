@@ -16,6 +16,7 @@ int server_configure(struct server *s, const json_t *config, struct err *e)
         rc = router_configure(s->router, config, e);
     if (!rc)
         backends_apply(s->backends, &backends);
+    server_changed(s);
     gateway_config_release(&backends);
     return rc;
 }

@@ -104,6 +104,7 @@ static void job_reset(struct job *j)
     for (int i = 0; i < j->n_prompts; i++)
         token_list_release(&j->prompts[i]);
     adapters_release(&j->lease);
+    cache_release(j);
     free(j->choices);
     free(j->prompts);
     j->choices = NULL;
@@ -135,7 +136,7 @@ void job_put(struct job *j)
         job_free(j);
 }
 
-void job_cancel(struct job *j)
+void job_stop(struct job *j)
 {
     for (int i = 0; i < j->n_choices; i++)
         if (j->choices[i].running)
@@ -144,11 +145,18 @@ void job_cancel(struct job *j)
         proxy_cancel(j->x);
 }
 
+void job_hold(struct job *j, bool hold)
+{
+    for (int i = 0; i < j->n_choices; i++)
+        if (j->choices[i].running)
+            engine_pause(j->model->model.engine, j->choices[i].id, hold);
+}
+
 void job_closed(struct job *j)
 {
     j->x = NULL;
     waiter_cancel(&j->waiter);
-    job_cancel(j);
+    cache_leave(j);
     job_put(j);
 }
 
@@ -158,11 +166,12 @@ void job_fail(struct job *j, int status, const char *code, const struct err *e)
         return;
     j->failed = true;
     waiter_cancel(&j->waiter);
-    job_cancel(j);
+    cache_failed(j);
     if (!j->x)
         return;
     if (!j->begun) {
         router_explain(j);
+        cache_explain(j);
         if (status == 429 && j->retry_ms)
             answer_too_many(j->x, code, j->retry_ms, e);
         else
@@ -189,7 +198,8 @@ void job_tick(struct job *j)
     if (j->x)
         proxy_tick(j->x);
     bool late = clock_ns() - j->start_ns > (int64_t)BEGIN_AFTER_MS * 1000000;
-    if (late && j->x && !j->begun && !j->failed && j->req.stream && j->n_running)
+    bool follows = j->cache.reader.entry && !j->cache.reader.made;
+    if (late && j->x && !j->begun && !j->failed && j->req.stream && (j->n_running || follows))
         job_begin_stream(j);
 }
 
@@ -212,8 +222,12 @@ static struct sampling sampling_of(const struct gen_params *g)
     return s;
 }
 
-static void fill_request(const struct choice *c, struct engine_request *out,
-                         struct logit_bias *bias)
+struct logit_bias *job_biases(struct job *j)
+{
+    return arena_alloc(&j->req.arena, (j->req.gen.n_bias + 1) * sizeof(struct logit_bias));
+}
+
+void job_fill_request(const struct choice *c, struct engine_request *out, struct logit_bias *bias)
 {
     const struct job *j = c->job;
     const struct gen_params *g = &j->req.gen;
@@ -252,7 +266,7 @@ static void fill_request(const struct choice *c, struct engine_request *out,
 static void make_choices(struct job *j)
 {
     int n = (int)j->req.gen.n;
-    j->n_choices = n * j->n_prompts;
+    j->n_open = j->n_choices = n * j->n_prompts;
     j->choices = xcalloc((size_t)j->n_choices, sizeof *j->choices);
     for (int i = 0; i < j->n_choices; i++) {
         j->choices[i] = (struct choice){
@@ -287,18 +301,23 @@ static enum job_step submit_failed(struct job *j)
     return job_refuse(j, 429, "queue_full");
 }
 
-static enum job_step stage_submit(struct job *j)
+static enum job_step stage_choices(struct job *j)
 {
-    struct logit_bias *bias = arena_alloc(&j->req.arena, (j->req.gen.n_bias + 1) * sizeof *bias);
     j->x->http->on_drain = job_drain;
     if (!router_has_more(j)) /* else a backend may need it */
         http_drop_body(j->x->http);
     make_choices(j);
     make_head(j);
+    return JOB_GO;
+}
+
+static enum job_step stage_submit(struct job *j)
+{
+    struct logit_bias *bias = job_biases(j);
     for (int i = 0; i < j->n_choices; i++) {
         struct choice *c = &j->choices[i];
         struct engine_request er;
-        fill_request(c, &er, bias);
+        job_fill_request(c, &er, bias);
         if (engine_submit(j->model->model.engine, &er, &c->id, &j->err))
             return submit_failed(j);
         c->running = true;
@@ -342,6 +361,9 @@ static const struct stage {
     {job_take_adapters, false}, /* which they are; their loads begin */
     {stage_prompt, true},       /* messages -> tokens */
     {job_get_adapters, false},  /* are there */
+    {job_permit, false},        /* now that the model is known */
+    {stage_choices, false},     /* what the answer will be made of */
+    {cache_stage, false},       /* perhaps it is there already */
     {job_admit, false},         /* the limits have room for its tokens */
     {stage_submit, false},
 };
@@ -413,7 +435,7 @@ void job_restart(struct job *j)
 {
     j->restarting = true;
     waiter_cancel(&j->waiter);
-    job_cancel(j);
+    cache_failed(j);
     job_settled(j);
 }
 
@@ -423,6 +445,13 @@ void job_settled(struct job *j)
         restart(j);
     else
         job_put(j);
+}
+
+void job_rerun(struct job *j)
+{
+    for (j->stage = 0; stages[j->stage].run != cache_stage;)
+        j->stage++;
+    advance(j);
 }
 
 static void woken(struct waiter *w, const struct err *failed)
@@ -447,11 +476,15 @@ static void keep_body(struct job *j, struct str body)
 static void generate(struct exchange *x, enum openai_endpoint endpoint)
 {
     struct server *s = x->server;
+    struct job_cache cache = {0};
+    if (cache_answers(x, endpoint, &cache))
+        return;
     struct job *j = xcalloc(1, sizeof *j);
     *j = (struct job){.server = s,
                       .x = x,
                       .endpoint = endpoint,
                       .start_ns = x->start_ns,
+                      .cache = cache,
                       .waiter = {.wake = woken}};
     j->next = s->jobs;
     j->link = &s->jobs;

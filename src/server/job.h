@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/waiter.h"
+#include "gateway/response_cache.h"
 #include "model/model.h"
 #include "server/adapters.h"
 #include "server/service.h"
@@ -21,6 +22,7 @@ struct choice {
     int prompt;                  /* of job->prompts */
     uint64_t id;                 /* the engine's */
     bool running;                /* submitted, final event not seen */
+    bool over;                   /* the client has, or does not need, the final event */
     bool role_sent;              /* stream: the first chunk went out */
     struct tool_parse tools;     /* the request has tools: finds calls in the answer */
     size_t n_calls;              /* of them that were sent, or are about to be */
@@ -46,7 +48,9 @@ struct job {
     struct token_list *prompts;
     int n_prompts;
     struct choice *choices;
-    int n_choices, n_running;
+    int n_choices;
+    int n_running; /* in the engine */
+    int n_open;    /* of which the client has not had the end */
     struct openai_head head;
     char id[48];
     struct job_route *route;
@@ -64,8 +68,18 @@ struct job {
     struct adapter_lease lease; /* holds the adapters */
     struct adapter_use adapters[MODEL_MAX_ADAPTERS];
     int n_adapters;
+    struct job_cache {
+        struct response_reader reader; /* of the answer, if it comes through the cache */
+        struct response_terms terms;
+        struct response_key bytes;   /* of the request as it came */
+        bool hashed;                 /* `bytes` is set: the answer may be kept as bytes too, */
+        uint64_t generation;         /* if nothing has changed since */
+        bool asked;                  /* it may share its answer: reader and terms are set */
+        const char *said;            /* for the header x-terrace-cache, NULL: nothing */
+        struct http_timer *deadline; /* of who follows another's run, NULL: none */
+    } cache;
     bool begun;      /* stream: status and headers went out */
-    bool blocked;    /* the client is slow: the engine was told to pause */
+    bool blocked;    /* the client is slow */
     bool restarting; /* its choices end, then another tier takes it */
     bool failed;     /* answered with an error: what still comes is dropped */
     int64_t start_ns;
@@ -86,13 +100,17 @@ enum job_step job_refuse(struct job *j, int status, const char *code); /* JOB_FA
 struct str
 job_body(const struct job *j); /* as the client sent it; until the prompt stage is over */
 void job_fail(struct job *j, int status, const char *code, const struct err *e);
+void job_fill_request(const struct choice *c, struct engine_request *out, struct logit_bias *bias);
+struct logit_bias *job_biases(struct job *j); /* room for what job_fill_request fills in */
+void job_rerun(struct job *j);                /* again from the cache stage on */
 /* Once no choice runs any more, the stages begin again with the route. Nothing was sent yet. */
 void job_restart(struct job *j);
-void job_cancel(struct job *j);  /* every choice that still runs */
-void job_settled(struct job *j); /* a choice is over: goes on with a restart that waits for it */
-void job_put(struct job *j);     /* frees it if nobody needs it any more */
-void job_tick(struct job *j);    /* about once a second */
-void job_closed(struct job *j);  /* its exchange is over */
+void job_stop(struct job *j);            /* every choice that still runs */
+void job_hold(struct job *j, bool hold); /* the same: pause, or go on */
+void job_settled(struct job *j);         /* a choice is over: goes on with a restart that waits */
+void job_put(struct job *j);             /* frees it if nobody needs it any more */
+void job_tick(struct job *j);            /* about once a second */
+void job_closed(struct job *j);          /* its exchange is over */
 
 /* adapter_pick.c: stages */
 enum job_step job_find_adapter(struct job *j); /* a model that is an adapter's name */
@@ -111,5 +129,16 @@ const char *job_tenant(const struct job *j); /* of its key, "" without keys; any
 struct openai_usage job_usage(const struct job *j); /* so far */
 bool job_finds_calls(const struct job *j);
 void job_event(struct engine_user *choice, const struct engine_event *ev);
+void job_deliver(struct choice *c, const struct engine_event *ev); /* an event to the client */
 void job_begin_stream(struct job *j);
 void job_drain(struct http_req *r); /* http_req.on_drain */
+
+/* answer_cache.c: answers that were given before, or are being given to somebody else */
+enum job_step cache_stage(struct job *j);
+void cache_explain(struct job *j); /* adds the header x-terrace-cache */
+bool cache_answers(struct exchange *x, enum openai_endpoint endpoint, struct job_cache *out);
+void cache_take(struct job *j, const struct choice *c, const struct engine_event *ev);
+void cache_pause(struct job *j, bool paused); /* the client is slow, or no longer */
+void cache_leave(struct job *j);              /* the client has the answer, or has left */
+void cache_failed(struct job *j);             /* the job's own run is over without an answer */
+void cache_release(struct job *j);

@@ -485,6 +485,7 @@ void handle_metrics(struct exchange *x)
     write_models(&b, s);
     write_memory(&b, s->opts.budget);
     write_http(&b, s);
+    write_cache_metrics(&b, s);
     answer(x, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_release(&b);
 }

@@ -356,6 +356,7 @@ int personas_put(struct personas *all, const char *tenant, const struct persona_
 int personas_remove(struct personas *all, const char *tenant, const char *name, const char *model)
 {
     int n = 0;
+    server_changed(all->server);
     for (struct persona *p = all->first, *next; p; p = next) {
         next = p->next;
         if (strcmp(p->tenant, tenant) != 0 || (name && strcmp(p->name, name) != 0) ||

@@ -325,25 +325,32 @@ void router_tick(struct job *j)
     router_escalate(j, 504, &e);
 }
 
+void router_explanation(const struct job *j, struct buf *out)
+{
+    const struct job_route *route = j->route;
+    const struct tier *t = tier_of(route);
+    size_t from = out->len;
+    if (!route)
+        return;
+    if (t)
+        buf_addf(out, "tier=%s; ", t->name);
+    if (j->model)
+        buf_addf(out, "model=%s; ", j->model->name);
+    else if (j->backend[0] && j->req.model)
+        buf_addf(out, "model=%s; ", j->req.model);
+    buf_addf(out, "backend=%s; ", j->backend[0] ? j->backend : "local");
+    buf_addf(out, "reason=\"%s\"", route->decision.reason);
+    for (size_t i = from; i < out->len; i++)
+        if ((unsigned char)out->data[i] >= 0x7f)
+            out->data[i] = '?'; /* headers are ASCII */
+}
+
 void router_explain(struct job *j)
 {
-    struct job_route *route = j->route;
-    if (!route || !j->x)
-        return;
-    const struct tier *t = tier_of(route);
     struct buf b = {0};
-    if (t)
-        buf_addf(&b, "tier=%s; ", t->name);
-    if (j->model)
-        buf_addf(&b, "model=%s; ", j->model->name);
-    else if (j->backend[0] && j->req.model)
-        buf_addf(&b, "model=%s; ", j->req.model);
-    buf_addf(&b, "backend=%s; ", j->backend[0] ? j->backend : "local");
-    buf_addf(&b, "reason=\"%s\"", route->decision.reason);
-    for (size_t i = 0; i < b.len; i++)
-        if ((unsigned char)b.data[i] >= 0x7f)
-            b.data[i] = '?'; /* headers are ASCII */
-    http_add_header(j->x->http, "x-terrace-route", buf_str(&b));
+    router_explanation(j, &b);
+    if (b.len && j->x)
+        http_add_header(j->x->http, "x-terrace-route", b.data);
     buf_release(&b);
 }
 

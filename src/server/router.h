@@ -40,6 +40,7 @@ const struct tier *router_tier(const struct job *j);
 
 /* Adds the header x-terrace-route, before the first byte of an answer. */
 void router_explain(struct job *j);
+void router_explanation(const struct job *j, struct buf *out); /* its value */
 
 /* The first token, and the answer's end: for the tier's targets. */
 void router_first_token(struct job *j);

@@ -61,6 +61,8 @@ static const struct route routes[] = {
     ROUTE("DELETE", "/v1/personas", ADMIN, handle_personas_delete),
     ROUTE("GET", "/v1/personas/*", USER, handle_persona),
     ROUTE("DELETE", "/v1/personas/*", ADMIN, handle_persona_delete),
+    ROUTE("GET", "/v1/cache", ADMIN, handle_cache),
+    ROUTE("DELETE", "/v1/cache", ADMIN, handle_cache_delete),
     ROUTE("POST", "/reset_prefix_cache", ADMIN, handle_reset_prefix_cache),
     ROUTE("POST", "/v1/route", USER, handle_route),
     ROUTE("POST", "/v1/reload", ADMIN, handle_reload),

@@ -89,10 +89,12 @@ static char *fingerprint(const struct server *s, const struct server_model *m)
 static void find_tools(struct served *m)
 {
     m->knows_tools = false;
+    m->tells_time = false;
     m->tool_format = TOOL_NONE;
     if (!m->model.chat_template)
         return;
     struct str source = template_source(m->model.chat_template);
+    m->tells_time = source.n && memmem(source.p, source.n, "strftime", strlen("strftime"));
     m->knows_tools = source.n && memmem(source.p, source.n, "tools", strlen("tools"));
     m->tool_format = tool_format_of(source);
 }
@@ -111,6 +113,8 @@ void served_become_ready(struct served *m, const struct server_model *model)
     m->evicted = false;
     m->used_ms = clock_ms();
     m->n_loads++;
+    m->serial = ++m->server->n_loads;
+    server_changed(m->server);
     log_info("server", "serving %s, context %d", m->name, m->model.n_ctx);
     tell(m, true);
     waiters_wake(&m->ready, NULL);

@@ -48,6 +48,8 @@ struct served {
     char *fingerprint; /* "fp_...": same model and program, same fingerprint */
     char *bos, *eos;   /* as the vocabulary spells them, "" if none */
     struct server_model model;
+    uint64_t serial;  /* of this load: another model, or another load of it, never has it */
+    bool tells_time;  /* the chat template does: equal requests make different prompts */
     bool knows_tools; /* the chat template does */
     enum tool_format tool_format;
 

@@ -15,6 +15,8 @@
 enum {
     GIVE_UP_MS = 10000, /* an engine that does not answer a cancel holds the exit up so long */
     TICK_MS = 1000,
+    SWEEP_TICKS = 60,
+    RESPONSE_TTL_MS = 3600 * 1000,
 };
 
 /* ---- events of engines ---- */
@@ -78,6 +80,8 @@ static void tick(void *arg)
     served_tick(s);
     adapters_tick(s->adapters);
     personas_advance(s->personas);
+    if (s->cache && ++s->ticks % SWEEP_TICKS == 0)
+        response_sweep(s->cache);
     bills_tick(s);
     bool late = !s->http && clock_ms() >= s->give_up_ms;
     if (late)
@@ -135,6 +139,12 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
     s->limits = limits_new();
     s->router = router_new(s);
     s->personas = personas_new(s, o->state_dir, o->spill_bytes);
+    if (o->response_cache_bytes) {
+        struct response_cache_opts co = {.budget_bytes = o->response_cache_bytes,
+                                         .ttl_ms = o->response_ttl_ms ? o->response_ttl_ms
+                                                                      : RESPONSE_TTL_MS};
+        s->cache = response_cache_new(&co);
+    }
     s->version = xstrdup(o->version ? o->version : "0");
     s->inbox_tail = &s->inbox;
     pthread_mutex_init(&s->inbox_lock, NULL);
@@ -188,12 +198,20 @@ void server_free(struct server *s)
     router_free(s->router);
     auth_free(s->auth);
     limits_free(s->limits);
+    response_cache_free(s->cache);
+    response_hash_release(&s->hash);
     http_metrics_release(&s->metrics);
     map_release(&s->noted);
     watch_release(&s->watches);
     pthread_mutex_destroy(&s->inbox_lock);
     free(s->version);
     free(s);
+}
+
+void server_changed(struct server *s)
+{
+    if (s->cache)
+        response_rendered_forget(s->cache);
 }
 
 int server_port(const struct server *s)

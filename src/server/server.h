@@ -79,6 +79,8 @@ struct server_opts {
      * thread. NULL: there is no file. */
     json_t *(*read_config)(void *arg, struct err *e);
     void *read_config_arg;
+    uint64_t response_cache_bytes; /* of answers that are kept for equal requests, 0: none is */
+    int64_t response_ttl_ms;       /* for so long, 0: an hour */
     int64_t drain_ms; /* server_stop lets running requests go on for so long, 0: not at all */
     struct server_loader loader;
     const char *const *models; /* that are loaded at the start; the first one is the default */

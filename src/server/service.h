@@ -16,6 +16,7 @@
 #include "base/map.h"
 #include "chat/tool_parse.h"
 #include "gateway/auth.h"
+#include "gateway/response_cache.h"
 #include "http/loop.h"
 #include "server/lora_table.h"
 #include "server/served.h"
@@ -63,6 +64,10 @@ struct server {
     struct router *router;
     struct backends *backends;
     bool backends_closing, backends_closed;
+    struct response_cache *cache; /* NULL: off */
+    struct response_hash hash;
+    unsigned ticks;
+    uint64_t n_loads;        /* of models, ever */
     struct map noted;        /* unknown request fields that are in the log already */
     struct job *jobs;        /* all, newest first */
     struct http_timer *tick; /* runs while there are jobs, and during the end of the drain */
@@ -72,6 +77,10 @@ struct server {
     pthread_mutex_t inbox_lock; /* guards the two below; engine threads append */
     struct engine_event *inbox, **inbox_tail;
 };
+
+/* Equal requests may mean something else from now on: models, adapters, personas, keys or rules
+ * have changed. */
+void server_changed(struct server *s);
 
 /* ---- exchanges ---- */
 
@@ -156,3 +165,5 @@ route_fn handle_route;               /* router.c */
 route_fn handle_reload;              /* config.c */
 route_fn handle_usage, handle_audit; /* usage_http.c */
 void enquiry_client_gone(struct enquiry *q);
+route_fn handle_cache, handle_cache_delete; /* cache_http.c */
+void write_cache_metrics(struct buf *b, const struct server *s);

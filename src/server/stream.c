@@ -44,9 +44,7 @@ static void send_event(struct job *j, struct buf *data)
     if (http_write_event(j->x->http, NULL, data->data, data->len) || j->blocked)
         return;
     j->blocked = true;
-    for (int i = 0; i < j->n_choices; i++)
-        if (j->choices[i].running)
-            engine_pause(j->model->model.engine, j->choices[i].id, true);
+    cache_pause(j, true);
 }
 
 void job_drain(struct http_req *r)
@@ -54,9 +52,7 @@ void job_drain(struct http_req *r)
     struct exchange *x = r->user;
     struct job *j = x->job;
     j->blocked = false;
-    for (int i = 0; i < j->n_choices; i++)
-        if (j->choices[i].running)
-            engine_pause(j->model->model.engine, j->choices[i].id, false);
+    cache_pause(j, false);
 }
 
 /* ---- logprobs ---- */
@@ -185,6 +181,7 @@ void job_begin_stream(struct job *j)
     j->begun = true;
     j->x->status = 200;
     router_explain(j);
+    cache_explain(j);
     http_begin_events(j->x->http);
     for (int i = 0; i < j->n_choices; i++)
         begin_choice(&j->choices[i]);
@@ -260,7 +257,7 @@ static void stream_event(struct choice *c, const struct engine_event *ev)
     struct openai_usage usage = usage_now(c);
     openai_write_finish(&data, &j->head, &end, j->req.continuous_usage ? &usage : NULL);
     send_event(j, &data);
-    if (j->n_running == 0) {
+    if (j->n_open == 0) {
         if (j->req.include_usage) {
             usage = job_usage(j);
             buf_clear(&data);
@@ -308,6 +305,7 @@ static void respond(struct job *j)
     if (!pass_check(j))
         return;
     router_explain(j);
+    cache_explain(j);
     struct openai_choice *choices = xcalloc((size_t)j->n_choices, sizeof *choices);
     struct openai_logprobs *logprobs = xcalloc((size_t)j->n_choices, sizeof *logprobs);
     for (int i = 0; i < j->n_choices; i++) {
@@ -341,7 +339,7 @@ static void collect_event(struct choice *c, const struct engine_event *ev)
     buf_release(&room);
     if (ev->logprobs)
         collect_tokens(c, ev, shown_tokens(c, ev));
-    if (ev->finish && c->job->n_running == 0)
+    if (ev->finish && c->job->n_open == 0)
         respond(c->job);
 }
 
@@ -353,7 +351,6 @@ static void observe_tokens(struct choice *c, const struct engine_event *ev)
     int64_t now = clock_ns();
     if (!ev->n_ids)
         return;
-    router_first_token(c->job);
     if (!c->last_ns)
         metrics_observe(m, HIST_TTFT, (double)(now - c->job->start_ns) / 1e9);
     else
@@ -383,24 +380,24 @@ static void observe_end(const struct choice *c, const struct engine_event *ev)
 }
 
 /* What is counted once for a request, whatever n is. */
-static void observe_job(struct job *j, const struct engine_usage *u)
+static void observe_job(struct job *j)
 {
     struct model_metrics *m = &j->model->metrics;
     int longest = 0;
     for (int i = 0; i < j->n_choices; i++)
         if (j->choices[i].usage.completion_tokens > longest)
             longest = j->choices[i].usage.completion_tokens;
-    router_answered(j, u);
     metrics_observe(m, HIST_MAX_GENERATION_TOKENS, longest);
     metrics_observe(m, HIST_N, (double)j->req.gen.n);
     if (j->req.gen.max_tokens)
         metrics_observe(m, HIST_MAX_TOKENS, (double)j->req.gen.max_tokens);
 }
 
+/* The client's side of a final event. */
 static void settle(struct choice *c, const struct engine_event *ev)
 {
-    c->running = false;
-    c->job->n_running--;
+    c->over = true;
+    c->job->n_open--;
     c->finish = ev->finish;
     c->usage = ev->usage;
     c->stop_id = ev->stop_id;
@@ -420,29 +417,48 @@ static void fail_event(struct job *j, const struct engine_event *ev)
     job_fail(j, ev->finish == FINISH_ERROR ? 500 : openai_status(e.code), NULL, &e);
 }
 
+void job_deliver(struct choice *c, const struct engine_event *ev)
+{
+    struct job *j = c->job;
+    bool good = ev->finish == FINISH_STOP || ev->finish == FINISH_LENGTH;
+    c->n_generated += (size_t)ev->n_ids;
+    if (ev->finish && !c->over)
+        settle(c, ev);
+    if (!j->x || j->failed || j->restarting)
+        return; /* nobody listens */
+    if (ev->n_ids)
+        router_first_token(j);
+    if (good && j->n_open == 0)
+        router_answered(j, &ev->usage);
+    if (ev->finish && !good)
+        fail_event(j, ev);
+    else if (j->req.stream)
+        stream_event(c, ev);
+    else
+        collect_event(c, ev);
+}
+
+/* The engine's side of a final event. */
+static void run_over(struct choice *c, const struct engine_event *ev)
+{
+    struct job *j = c->job;
+    bool good = ev->finish == FINISH_STOP || ev->finish == FINISH_LENGTH;
+    observe_end(c, ev);
+    c->running = false;
+    c->usage = ev->usage;
+    j->n_running--;
+    if (good && j->n_running == 0 && !j->failed)
+        observe_job(j);
+}
+
 void job_event(struct engine_user *choice, const struct engine_event *ev)
 {
     struct choice *c = (struct choice *)choice;
     struct job *j = c->job;
-    c->n_generated += (size_t)ev->n_ids;
     observe_tokens(c, ev);
-    if (ev->finish) {
-        observe_end(c, ev);
-        settle(c, ev);
-        bool good = ev->finish == FINISH_STOP || ev->finish == FINISH_LENGTH;
-        if (good && j->n_running == 0 && !j->failed)
-            observe_job(j, &ev->usage);
-    }
-    if (!j->x || j->failed || j->restarting) {
-        /* nobody listens */
-    } else if (ev->finish == FINISH_ERROR || ev->finish == FINISH_TIMEOUT ||
-               ev->finish == FINISH_CANCEL) {
-        fail_event(j, ev);
-    } else if (j->req.stream) {
-        stream_event(c, ev);
-    } else {
-        collect_event(c, ev);
-    }
+    if (ev->finish)
+        run_over(c, ev);
+    cache_take(j, c, ev); /* another tier may have begun: c may be gone */
     if (ev->finish)
         job_settled(j);
 }

@@ -36,7 +36,7 @@ class Service:
     def __enter__(self):
         model = self.file or model_path()
         self.state = tempfile.TemporaryDirectory()
-        command = [TERRACE, "serve", "--model", model, "--port", "0",
+        command = [TERRACE, "serve", "--model", model, "--port", "0", "--response-cache", "0",
                    "--state-dir", str(self.kept_state or self.state.name), *map(str, self.args)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         threading.Thread(target=self._read, daemon=True).start()

@@ -192,7 +192,8 @@ void rig_open(struct rig *r, const struct rig_opts *o)
                              .n_models = o->n_models,
                              .budget = o->budget,
                              .keep_alive_ms = o->keep_alive_ms,
-                             .room_ms = o->room_ms};
+                             .room_ms = o->room_ms,
+                             .response_cache_bytes = o->response_cache};
     if (server_new(&r->server, &so, &e))
         fail_msg("%s", e.msg);
     if (o->config) {
@@ -364,6 +365,7 @@ static void mask_after(struct buf *b, const char *key, const char *set)
 void mask(struct buf *body)
 {
     mask_after(body, "cmpl-", "0123456789abcdef");
+    mask_after(body, "\"call_", "0123456789abcdefghijklmnopqrstuvwxyz");
     mask_after(body, "\"created\":", "0123456789");
     mask_after(body, "\"fp_", "0123456789abcdef");
 }

@@ -40,6 +40,7 @@ struct rig_opts {
     size_t n_models;
     struct budget *budget;
     int64_t keep_alive_ms, room_ms;
+    size_t response_cache; /* bytes, 0: none */
 };
 
 /* A model that recites: where it is follows from the positions it is given. */

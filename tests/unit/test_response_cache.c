@@ -574,7 +574,7 @@ static void test_drop(void **state)
 static struct response_rendered rendered(const char *body)
 {
     return (struct response_rendered){
-        .body = xstrdup(body), .n_body = strlen(body), .headers = xstrdup("")};
+        .body = xstrdup(body), .n_body = strlen(body), .route = xstrdup("")};
 }
 
 static void test_rendered(void **state)
