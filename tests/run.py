@@ -135,8 +135,16 @@ def tier_api():
 
 
 def tier_stress():
+    """The short forms; `make soak` runs the long ones."""
     build("build")
-    results = [counted(f"tests/stress/{script}") for script in ("run.py", "faults.py")]
+    results = []
+    for script in (
+        "run",
+        "restart",
+        "faults",
+        "tiers",
+    ):
+        results.append(counted(f"tests/stress/{script}.py"))
     return tuple(map(sum, zip(*results)))
 
 
