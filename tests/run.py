@@ -140,7 +140,6 @@ def tier_stress():
     results = []
     for script in (
         "run",
-        "restart",
         "faults",
         "tiers",
     ):
