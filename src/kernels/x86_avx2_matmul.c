@@ -242,13 +242,6 @@ INLINE void add_word_mins(const struct pass *p, const uint8_t *block, const uint
     }
 }
 
-INLINE void fetch(struct ahead *ahead)
-{
-    for (size_t i = 0; i < ahead->step; i += 64)
-        _mm_prefetch(ahead->at + i, _MM_HINT_T1);
-    ahead->at += ahead->step;
-}
-
 INLINE void store_acc(const struct pass *p, int tokens, __m256 acc[2][CHUNK])
 {
     UNROLL
@@ -272,7 +265,7 @@ INLINE void pass_q8(enum ttype type, int tokens, const struct pass *p)
         if (layout_word_mins(&l))
             add_word_mins(p, block, x, tokens, acc);
         for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
-            fetch(&ahead);
+            fetch(&ahead, p->w);
             pass_32(l, p, block, codes, x, s, tokens, acc);
             x += ACT_Q8_BLOCK * p->w;
         }
@@ -300,7 +293,7 @@ INLINE void pass_float(enum ttype type, int tokens, const struct pass *p)
         acc[0][i] = acc[1][i] = _mm256_setzero_ps();
     for (int c = 0; c < p->n_cols; c++, tile += KERNEL_TILE * each, x += p->w) {
         if (c % 32 == 0)
-            fetch(&ahead);
+            fetch(&ahead, p->w);
         __m256 w0 = float_weights(type, tile), w1 = float_weights(type, tile + 8 * each);
         UNROLL
         for (int i = 0; i < tokens; i++) {
@@ -334,7 +327,7 @@ INLINE void pass_bf16(enum ttype type, int tokens, const struct pass *p)
         acc[0][i] = acc[1][i] = _mm256_setzero_ps();
     for (int c = 0; c < p->n_cols; c += 2, tile += 128, x += 4 * p->w) {
         if (c % 32 == 0)
-            fetch(&ahead);
+            fetch(&ahead, p->w);
         __m256i w0 = load(tile), w1 = load(tile + 32);
         UNROLL
         for (int i = 0; i < tokens; i++) {
@@ -369,11 +362,16 @@ static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t 
                      struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
 {
     int chunks = (w + CHUNK - 1) / CHUNK, part = 0;
-    size_t bytes = ahead.step * (size_t)((n_cols + 31) / 32);
+    size_t bytes = ahead.step * units_of(n_cols);
     for (int h = 0; h < 2; h++)
         for (int c = 0; c < chunks; c++) {
             int i0 = w * c / chunks, tokens = w * (c + 1) / chunks - i0;
-            struct ahead share = ahead_share(ahead.at, bytes, n_cols, part++, 2 * chunks);
+            struct ahead share = ahead; /* near: the first pass fetches for all */
+            if (w > NEAR_TOKENS)
+                share = ahead_share(ahead.at, bytes, n_cols, part, 2 * chunks);
+            else if (part)
+                share.step = 0;
+            part++;
             struct pass p = {tile, x, n_cols, w, i0, h, share, sums};
             passes[type][tokens - 1](&p);
         }

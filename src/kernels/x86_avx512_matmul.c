@@ -13,10 +13,9 @@
 #include "kernels/x86_matmul.h"
 #include "tensor/block.h"
 
-/* One pass: sums[i][row] for w tokens. Fetches ahead_step bytes from ahead on for every 32 columns.
- */
-typedef void pass_fn(const uint8_t *tile, const uint8_t *x, int n_cols, const char *ahead,
-                     size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE]);
+/* One pass: sums[i][row] for w tokens. */
+typedef void pass_fn(const uint8_t *tile, const uint8_t *x, int n_cols, struct ahead ahead,
+                     float sums[KERNEL_GROUP][KERNEL_TILE]);
 
 /* As assembly: gcc 12 copies the accumulator of _mm512_dpbusd_epi32 around twice. */
 INLINE __m512i dot4(__m512i sum, __m512i u, __m512i q)
@@ -232,12 +231,6 @@ INLINE void pass_32(const struct layout l, const uint8_t *block, const uint8_t *
     }
 }
 
-INLINE void fetch(const char *ahead, size_t step)
-{
-    for (size_t i = 0; i < step; i += 64)
-        _mm_prefetch(ahead + i, _MM_HINT_T1);
-}
-
 INLINE void store_sums(int w, __m512 acc[2][6], float sums[KERNEL_GROUP][KERNEL_TILE])
 {
     UNROLL
@@ -248,7 +241,7 @@ INLINE void store_sums(int w, __m512 acc[2][6], float sums[KERNEL_GROUP][KERNEL_
 }
 
 INLINE void pass_q8(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
-                    const char *ahead, size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE])
+                    struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
 {
     const struct layout l = layout_of(type);
     __m512 acc[2][6];
@@ -260,9 +253,8 @@ INLINE void pass_q8(enum ttype type, int w, const uint8_t *tile, const uint8_t *
         if (layout_word_mins(&l))
             add_word_mins(tile, x, w, acc);
         for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
-            fetch(ahead, ahead_step);
+            fetch(&ahead, w);
             pass_32(l, tile, codes, x, s, w, acc);
-            ahead += ahead_step;
             x += ACT_Q8_BLOCK * w;
         }
     }
@@ -278,7 +270,7 @@ INLINE __m512 float_weights(enum ttype type, const uint8_t *p)
 }
 
 INLINE void pass_float(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
-                       const char *ahead, size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE])
+                       struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
 {
     size_t half = type == TTYPE_F32 ? 64 : 32;
     __m512 acc[2][6];
@@ -287,10 +279,8 @@ INLINE void pass_float(enum ttype type, int w, const uint8_t *tile, const uint8_
         acc[0][i] = acc[1][i] = _mm512_setzero_ps();
     const float *v = (const float *)x;
     for (int c = 0; c < n_cols; c++, tile += 2 * half, v += w) {
-        if (c % 32 == 0) {
-            fetch(ahead, ahead_step);
-            ahead += ahead_step;
-        }
+        if (c % 32 == 0)
+            fetch(&ahead, w);
         __m512 w0 = float_weights(type, tile), w1 = float_weights(type, tile + half);
         UNROLL
         for (int i = 0; i < w; i++) {
@@ -302,7 +292,7 @@ INLINE void pass_float(enum ttype type, int w, const uint8_t *tile, const uint8_
 }
 
 INLINE void pass_bf16(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
-                      const char *ahead, size_t ahead_step, float sums[KERNEL_GROUP][KERNEL_TILE])
+                      struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
 {
     (void)type;
     __m512 acc[2][6];
@@ -310,10 +300,8 @@ INLINE void pass_bf16(enum ttype type, int w, const uint8_t *tile, const uint8_t
     for (int i = 0; i < w; i++)
         acc[0][i] = acc[1][i] = _mm512_setzero_ps();
     for (int c = 0; c < n_cols; c += 2, tile += 128, x += 4 * w) {
-        if (c % 32 == 0) {
-            fetch(ahead, ahead_step);
-            ahead += ahead_step;
-        }
+        if (c % 32 == 0)
+            fetch(&ahead, w);
         __m512bh w0 = (__m512bh)load(tile), w1 = (__m512bh)load(tile + 64);
         UNROLL
         for (int i = 0; i < w; i++) {
@@ -330,10 +318,9 @@ INLINE void pass_bf16(enum ttype type, int w, const uint8_t *tile, const uint8_t
 
 #define PASS(kind, name, type, w)                                                                  \
     static void pass_##name##_##w(const uint8_t *tile, const uint8_t *x, int n_cols,               \
-                                  const char *ahead, size_t ahead_step,                            \
-                                  float sums[KERNEL_GROUP][KERNEL_TILE])                           \
+                                  struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])       \
     {                                                                                              \
-        kind(type, w, tile, x, n_cols, ahead, ahead_step, sums);                                   \
+        kind(type, w, tile, x, n_cols, ahead, sums);                                               \
     }
 #define PASSES(kind, name, type)                                                                   \
     PASS(kind, name, type, 1)                                                                      \
@@ -352,7 +339,7 @@ static pass_fn *const passes[TTYPE_BF16 + 1][KERNEL_GROUP] = {EACH_TYPE(ROW)};
 static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
                      struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
 {
-    passes[type][w - 1](tile, x, n_cols, ahead.at, ahead.step, sums);
+    passes[type][w - 1](tile, x, n_cols, ahead, sums);
 }
 
 void avx512_matmul(const struct matmul *j, int tile_begin, int tile_end)
