@@ -1,5 +1,6 @@
 /* openai_messages.c - messages and tools: checked, and rewritten into what chat templates expect.
  */
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -213,22 +214,62 @@ int openai_read_messages(struct chat_request *r, const struct openai_param *p, c
     return 0;
 }
 
+/* What models are trained to spell: letters, digits and _ - . : / */
+static bool is_function_name(const json_t *v)
+{
+    const char *name = json_string_value(v);
+    size_t n = json_string_length(v);
+    bool fine = n > 0 && n <= API_MAX_FUNCTION_NAME;
+    for (size_t i = 0; fine && i < n; i++)
+        fine = isalnum((unsigned char)name[i]) || (name[i] && strchr("_-.:/", name[i]));
+    return fine;
+}
+
+static bool is_absent(const json_t *v)
+{
+    return !v || json_is_null(v);
+}
+
+static int check_tool(const json_t *tool, size_t i, struct err *e)
+{
+    const char *type = json_string_value(json_object_get(tool, "type"));
+    const json_t *function = json_object_get(tool, "function");
+    const json_t *name = json_object_get(function, "name");
+    const json_t *description = json_object_get(function, "description");
+    const json_t *parameters = json_object_get(function, "parameters");
+    const json_t *strict = json_object_get(function, "strict");
+    if (!type || strcmp(type, "function") != 0)
+        return openai_bad(e, at("tools[%zu].type", i).text, "\"function\"",
+                          json_object_get(tool, "type"));
+    if (!is_function_name(name))
+        return openai_bad(e, at("tools[%zu].function.name", i).text,
+                          "1 to 128 letters, digits and _ - . : /", name);
+    if (!is_absent(description) && !json_is_string(description))
+        return openai_bad(e, at("tools[%zu].function.description", i).text, "a string",
+                          description);
+    if (!is_absent(parameters) && !json_is_object(parameters))
+        return openai_bad(e, at("tools[%zu].function.parameters", i).text, "a JSON schema",
+                          parameters);
+    if (!is_absent(strict) && !json_is_boolean(strict))
+        return openai_bad(e, at("tools[%zu].function.strict", i).text, "true or false", strict);
+    return 0;
+}
+
 int openai_read_tools(struct chat_request *r, const struct openai_param *p, const json_t *v,
                       struct err *e)
 {
+    size_t n = json_array_size(v);
     if (!json_is_array(v))
         return openai_bad(e, p->name, "an array of functions", v);
-    for (size_t i = 0; i < json_array_size(v); i++) {
-        const json_t *tool = json_array_get(v, i);
-        const char *type = json_string_value(json_object_get(tool, "type"));
-        const json_t *name = json_object_get(json_object_get(tool, "function"), "name");
-        if (!type || strcmp(type, "function") != 0)
-            return openai_bad(e, at("tools[%zu].type", i).text, "\"function\"",
-                              json_object_get(tool, "type"));
-        if (!json_is_string(name) || !json_string_length(name))
-            return openai_bad(e, at("tools[%zu].function.name", i).text, "a name", name);
+    if (n > API_MAX_TOOLS)
+        return err_param(e, ERR_LIMIT, p->name, "'tools' takes at most %d functions, got %zu",
+                         API_MAX_TOOLS, n);
+    for (size_t i = 0; i < n; i++) {
+        int rc = check_tool(json_array_get(v, i), i, e);
+        if (rc)
+            return rc;
     }
-    r->tools = json_array_size(v) ? json_incref((json_t *)v) : NULL;
+    r->tools = n ? json_incref((json_t *)v) : NULL;
     return 0;
 }
 

@@ -218,8 +218,8 @@ static int read_cache(struct chat_request *r, const struct openai_param *p, cons
 static int read_user(struct chat_request *r, const struct openai_param *p, const json_t *v,
                      struct err *e)
 {
-    if (!json_is_string(v))
-        return openai_bad(e, p->name, "a string", v);
+    if (!json_is_string(v) || json_string_length(v) > API_MAX_USER_BYTES)
+        return openai_bad(e, p->name, "a string of at most 512 bytes", v);
     if (json_string_length(v))
         r->user = json_string_value(v);
     return 0;
@@ -238,8 +238,8 @@ static int read_persona(struct chat_request *r, const struct openai_param *p, co
 static int read_documents(struct chat_request *r, const struct openai_param *p, const json_t *v,
                           struct err *e)
 {
-    if (!json_is_array(v))
-        return openai_bad(e, p->name, "an array of objects", v);
+    if (!json_is_array(v) || json_array_size(v) > API_MAX_DOCUMENTS)
+        return openai_bad(e, p->name, "an array of at most 1024 objects", v);
     for (size_t i = 0; i < json_array_size(v); i++)
         if (!json_is_object(json_array_get(v, i)))
             return openai_bad(e, p->name, "an array of objects", json_array_get(v, i));
@@ -252,8 +252,8 @@ static int read_kwargs(struct chat_request *r, const struct openai_param *p, con
 {
     static const char *const own[] = {"messages", "tools", "documents", "chat_template",
                                       "conversation"};
-    if (!json_is_object(v))
-        return openai_bad(e, p->name, "an object", v);
+    if (!json_is_object(v) || json_object_size(v) > API_MAX_TEMPLATE_VARIABLES)
+        return openai_bad(e, p->name, "an object with at most 64 members", v);
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (json_object_get(v, own[i]))
             return err_param(e, ERR_INVALID, p->name, "'%s' may not hold '%s': the request sets it",

@@ -26,6 +26,11 @@ enum {
     API_MAX_BIAS = 1024,
     API_MAX_MESSAGES = 16384,
     API_MAX_LOGPROBS = 20,
+    API_MAX_TOOLS = 128,
+    API_MAX_FUNCTION_NAME = 128,
+    API_MAX_USER_BYTES = 512,
+    API_MAX_DOCUMENTS = 1024,
+    API_MAX_TEMPLATE_VARIABLES = 64,
     API_MAX_ADAPTERS = 4, /* of one request */
     API_MAX_SCALE = 100,  /* of an adapter, either sign */
     API_MAX_TIMEOUT_S = 86400,

@@ -25,13 +25,21 @@ def model_path():
     return done.stdout.decode().strip()
 
 
+def new_key(state, name, *options):
+    """Makes a key in the database of a state folder."""
+    done = subprocess.run([TERRACE, "key", "create", name, "--state-dir", state, *map(str, options)],
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    return done.stdout.decode().strip()
+
+
 class Service:
     """`with Service() as s:` serves until the block ends; s.url is without a path. The model is the
-    small real one unless a file is given; state is a folder that outlives the service."""
+    small real one unless a file is given; state is a folder that outlives the service; key is what
+    the questions of this class are asked with."""
 
-    def __init__(self, *args, limit_s=600, file=None, state=None):
+    def __init__(self, *args, limit_s=600, file=None, state=None, key=None):
         self.args, self.limit_s, self.log, self.lines = args, limit_s, [], queue.Queue()
-        self.file, self.kept_state = file, state
+        self.file, self.kept_state, self.key = file, state, key
 
     def __enter__(self):
         model = self.file or model_path()
@@ -73,12 +81,16 @@ class Service:
 
     def json(self, path, body=None):
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(self.url + path, data, timeout=120) as reply:
+        with urllib.request.urlopen(self._request(path, data), timeout=120) as reply:
             return json.load(reply)
+
+    def _request(self, path, data=None):
+        headers = {"Authorization": "Bearer " + self.key} if self.key else {}
+        return urllib.request.Request(self.url + path, data, headers)
 
     def metrics(self):
         """Samples by name and labels, the labels of the model left out."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=60) as reply:
+        with urllib.request.urlopen(self._request("/metrics"), timeout=60) as reply:
             text = reply.read().decode()
         samples = {}
         for line in text.splitlines():
