@@ -3,7 +3,7 @@ BUILD ?= build
 MODEL ?= smollm2:135m
 SERVE ?=
 
-.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults
+.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-hot-swap
 
 all: setup $(BUILD)/build.ninja ## build build/terrace
 	ninja -C $(BUILD)
@@ -45,6 +45,9 @@ bench: all ## speed of kernels and engine, with the share of the machine's roof
 
 bench-peers: all ## the same files in llama-cpp-python, side by side
 	bench/peers.py
+
+soak-hot-swap: all ## adapters that change under streams for HOT_SWAP_SECONDS (1800)
+	HOT_SWAP_SECONDS=$${HOT_SWAP_SECONDS:-1800} tests/stress/hot_swap.py
 
 soak-faults: all ## upstreams that die, hang and lie for FAULTS_SECONDS (600)
 	FAULTS_SECONDS=$${FAULTS_SECONDS:-600} python3 tests/stress/faults.py

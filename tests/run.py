@@ -141,6 +141,7 @@ def tier_stress():
     for script in (
         "run",
         "faults",
+        "hot_swap",
         "tiers",
     ):
         results.append(counted(f"tests/stress/{script}.py"))
