@@ -87,6 +87,7 @@ static unsigned long long mib(uint64_t bytes)
 
 struct plan {
     struct budget *budget;
+    uint64_t scratch;     /* what steps work in: the model's, and logits of the largest step */
     uint64_t fixed;       /* weights and scratch */
     uint64_t block_bytes; /* of KV */
     int ctx;              /* longest sequence that is wanted */
@@ -105,7 +106,7 @@ static int cannot_fit(const struct loaded *l, const struct plan *p, const struct
                      "%s needs %llu MiB (weights %llu, scratch %llu, other %llu, KV cache for %d "
                      "tokens %llu), the limit is %llu MiB: raise --memory-limit or lower --ctx",
                      l->name, mib(p->fixed + overhead_bytes + kv_bytes(p, p->ctx)),
-                     mib(info->weight_bytes), mib(info->scratch_bytes), mib(overhead_bytes), p->ctx,
+                     mib(info->weight_bytes), mib(p->scratch), mib(overhead_bytes), p->ctx,
                      mib(kv_bytes(p, p->ctx)), mib(budget_limit(p->budget)));
 }
 
@@ -133,11 +134,18 @@ static int take_shares(struct loaded *l, const struct plan *p, const struct mode
 {
     int rc = budget_take(p->budget, BUDGET_WEIGHTS, l->name, info->weight_bytes, &l->weights, e);
     if (!rc)
-        rc = budget_take(p->budget, BUDGET_SCRATCH, l->name, info->scratch_bytes, &l->scratch, e);
+        rc = budget_take(p->budget, BUDGET_SCRATCH, l->name, p->scratch, &l->scratch, e);
     if (!rc)
         rc = budget_take(p->budget, BUDGET_KV, l->name, (uint64_t)l->n_blocks * p->block_bytes,
                          &l->kv_share, e);
     return rc;
+}
+
+/* A row for each sequence that may run; the sampler orders one in about five times its size. */
+static uint64_t logits_bytes(const struct model_info *info, const struct load_options *o)
+{
+    int64_t rows = o->max_running < o->batch_tokens ? o->max_running : o->batch_tokens;
+    return ((uint64_t)rows + 5) * (uint64_t)info->n_vocab * sizeof(float);
 }
 
 /* Takes the model's shares of the memory and says so. */
@@ -146,11 +154,12 @@ static int plan_memory(struct loaded *l, const struct model_info *info,
 {
     struct plan p = {
         .budget = hooks->budget,
-        .fixed = info->weight_bytes + info->scratch_bytes,
+        .scratch = info->scratch_bytes + logits_bytes(info, o),
         .block_bytes = info->kv_block_bytes,
         .ctx = o->ctx ? (int)o->ctx : info->n_ctx_train,
     };
     uint64_t granted = 0;
+    p.fixed = info->weight_bytes + p.scratch;
     if (!p.budget) {
         load_memory_new(&l->own, o);
         p.budget = l->own.budget;
@@ -173,7 +182,7 @@ static int plan_memory(struct loaded *l, const struct model_info *info,
     log_info("load",
              "%s: %s %s, %llu MiB weights, %llu MiB scratch, %llu MiB KV cache (%d blocks of %d "
              "tokens), context %d, kernels %s, %d threads",
-             l->name, info->arch, info->quant, mib(info->weight_bytes), mib(info->scratch_bytes),
+             l->name, info->arch, info->quant, mib(info->weight_bytes), mib(p.scratch),
              mib((uint64_t)l->n_blocks * p.block_bytes), l->n_blocks, KV_BLOCK_TOKENS, l->n_ctx,
              info->isa, pool_threads(l->pool));
     struct buf text = {0};

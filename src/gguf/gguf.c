@@ -169,6 +169,13 @@ int gguf_open_mem(struct gguf **out, const void *data, size_t n, struct err *e)
     return 0;
 }
 
+void gguf_let_go(const struct gguf *g)
+{
+    for (size_t i = 0; i < g->n_parts; i++)
+        if (g->parts[i].mapped)
+            madvise((void *)g->parts[i].base, g->parts[i].n_bytes, MADV_DONTNEED);
+}
+
 void gguf_close(struct gguf *g)
 {
     if (!g)

@@ -52,6 +52,10 @@ int gguf_open(struct gguf **out, const char *path, struct err *e);
 int gguf_open_mem(struct gguf **out, const void *data, size_t n, struct err *e);
 void gguf_close(struct gguf *g);
 
+/* The process holds none of the file's pages in memory any more; what is read after this comes from
+ * the file again. Any thread. */
+void gguf_let_go(const struct gguf *g);
+
 const char *gguf_path(const struct gguf *g);  /* "" for memory */
 size_t gguf_file_bytes(const struct gguf *g); /* all parts */
 uint32_t gguf_version(const struct gguf *g);

@@ -38,6 +38,7 @@ struct lora_lists {
     uint16_t *h;
     void *own; /* of each thread: gate_floats floats, then h of a small step */
     size_t h_bytes, own_bytes, gate_floats;
+    size_t bytes; /* of all this */
     int n_threads;
 };
 
@@ -82,4 +83,5 @@ struct kv_mem {
 int lora_lists_init(struct lora_lists *l, int n_tokens, int n_threads, struct err *e);
 void lora_lists_release(struct lora_lists *l);
 int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct err *e);
+size_t scratch_bytes(const struct scratch *s); /* of all of it */
 void scratch_release(struct scratch *s);

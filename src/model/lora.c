@@ -24,6 +24,8 @@ int lora_lists_init(struct lora_lists *l, int n_tokens, int n_threads, struct er
     l->own_bytes = small * MAX_ROWS * sizeof(uint16_t) + l->gate_floats * sizeof(float);
     l->h = mem_alloc_big(l->h_bytes);
     l->own = mem_alloc_big(l->own_bytes * (size_t)n_threads);
+    l->bytes = n * (sizeof *l->groups + sizeof *l->tokens + sizeof *l->scales) + l->h_bytes +
+               l->own_bytes * (size_t)n_threads;
     if (l->groups && l->tokens && l->scales && l->h && l->own)
         return 0;
     lora_lists_release(l);

@@ -52,7 +52,7 @@ static void fill_info(struct model *m, const struct gguf *g)
         .n_ctx_train = hp->n_ctx_train,
         .weight_bytes = m->weights.packed_bytes,
         .kv_block_bytes = kv_block_bytes(&m->kv) * (size_t)hp->n_layers,
-        .scratch_bytes = m->scratch.bytes,
+        .scratch_bytes = scratch_bytes(&m->scratch),
         .isa = m->kernels->name,
     };
     copy_str(info->arch, sizeof info->arch, str_of(m->arch->name));
@@ -66,19 +66,22 @@ static void fill_info(struct model *m, const struct gguf *g)
     }
 }
 
+static int pack(struct model *m, const struct gguf *g, const struct model_opts *o, struct err *e)
+{
+    return weights_pack(&m->weights, g, m->pool, o->progress, o->progress_arg, e);
+}
+
 /* Uses the file just written in place of the memory that was packed into, which other processes
- * could not share and which the file's pages in memory would double. */
-static void share_weights(struct model *m, const char *dir, const uint8_t fingerprint[32])
+ * could not share. The memory goes first: the process never holds the weights twice. */
+static int share_weights(struct model *m, const struct gguf *g, const struct model_opts *o,
+                         const uint8_t fingerprint[32], struct err *e)
 {
     struct err why = {0};
-    struct weights *w = &m->weights;
-    if (pack_cache_open(w, dir, fingerprint, m->pool, &why)) {
-        log_warn("model", "%s", why.msg);
-        return;
-    }
-    const void *data = w->data;
-    weights_unpack(w);
-    w->data = data;
+    weights_unpack(&m->weights);
+    if (!pack_cache_open(&m->weights, o->pack_dir, fingerprint, m->pool, &why))
+        return 0;
+    log_warn("model", "%s: packing the weights again", why.msg);
+    return pack(m, g, o, e);
 }
 
 /* From the packed file if there is a good one; else packs, and leaves a file for the next start. A
@@ -97,14 +100,17 @@ static int load_weights(struct model *m, const struct gguf *g, const struct mode
             log_warn("model", "%s: packing the weights again", why.msg);
     }
     if (rc) {
-        rc = weights_pack(w, m->pool, o->progress, o->progress_arg, e);
+        rc = pack(m, g, o, e);
         if (rc)
             return rc;
         if (o->pack_dir && pack_cache_write(w, o->pack_dir, fingerprint, m->pool, &why))
             log_warn("model", "%s: the next start will pack the weights again", why.msg);
         else if (o->pack_dir)
-            share_weights(m, o->pack_dir, fingerprint);
+            rc = share_weights(m, g, o, fingerprint, e);
+        if (rc)
+            return rc;
     }
+    gguf_let_go(g);
     weights_attach(w, &m->hp);
     return 0;
 }

@@ -27,6 +27,8 @@ int plan_init(struct plan *p, int max_tokens, struct err *e)
     p->members = try_calloc(n, sizeof *p->members);
     p->starts = try_calloc(n, sizeof *p->starts);
     p->planned = try_calloc(n, sizeof *p->planned);
+    p->bytes = n * (6 * sizeof *p->tokens + sizeof *p->merges + sizeof *p->planned) +
+               (size_t)p->max_pieces * sizeof *p->pieces + PLAN_MAX_PARTIALS * sizeof *p->parts;
     if (p->tokens && p->pos && p->pieces && p->merges && p->parts && p->members && p->starts &&
         p->planned)
         return 0;

@@ -40,6 +40,7 @@ struct plan {
     int *parts; /* partial rows by merge */
     int n_listed, n_pieces, n_merges, n_partials, n_parts;
     int max_tokens, max_pieces;
+    size_t bytes;     /* of all this */
     int *members;     /* while planning: sequences of a group */
     int *starts;      /* while planning: first token of each sequence */
     uint8_t *planned; /* while planning: by sequence */

@@ -84,6 +84,11 @@ int scratch_init(struct scratch *s, const struct model *m, int n_tokens, struct 
     return rc;
 }
 
+size_t scratch_bytes(const struct scratch *s)
+{
+    return s->bytes + s->plan.bytes + s->lora.bytes;
+}
+
 void scratch_release(struct scratch *s)
 {
     plan_release(&s->plan);

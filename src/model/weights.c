@@ -182,8 +182,8 @@ static void pack_tiles(void *arg, int ith, int nth)
                 end);
 }
 
-int weights_pack(struct weights *w, struct pool *pool, weights_progress_fn *progress,
-                 void *progress_arg, struct err *e)
+int weights_pack(struct weights *w, const struct gguf *g, struct pool *pool,
+                 weights_progress_fn *progress, void *progress_arg, struct err *e)
 {
     char *memory = mem_alloc_big(w->packed_bytes);
     if (!memory)
@@ -194,6 +194,7 @@ int weights_pack(struct weights *w, struct pool *pool, weights_progress_fn *prog
         const struct weight *p = &w->packed[i];
         struct pack_job job = {p, memory, 0, packed_tiles(p->matrix)};
         pool_run(pool, pack_tiles, &job);
+        gguf_let_go(g); /* or the process would hold the weights twice at the end */
         if (progress &&
             !progress(progress_arg, p->offset + packed_bytes(p->matrix), w->packed_bytes)) {
             weights_unpack(w);

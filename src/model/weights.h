@@ -42,9 +42,9 @@ int weights_bind(struct weights *w, struct hparams *hp, const struct arch *arch,
 
 typedef bool weights_progress_fn(void *arg, size_t done_bytes, size_t total_bytes);
 
-/* Packs every matrix into fresh memory on the pool's threads. */
-int weights_pack(struct weights *w, struct pool *pool, weights_progress_fn *progress,
-                 void *progress_arg, struct err *e);
+/* Packs every matrix of g into fresh memory on the pool's threads. */
+int weights_pack(struct weights *w, const struct gguf *g, struct pool *pool,
+                 weights_progress_fn *progress, void *progress_arg, struct err *e);
 
 /* Frees what weights_pack made. */
 void weights_unpack(struct weights *w);
