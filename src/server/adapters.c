@@ -11,6 +11,7 @@
 
 enum {
     RETRY_MS = 2000, /* a load that failed is not tried again sooner */
+    STALL_MS = 60000,
 };
 
 /* ---- slots ---- */
@@ -209,6 +210,7 @@ static void load_done(struct adapter_task *t)
             log_warn("server", "adapter %s@%d cannot be loaded: %s", s->name, s->version,
                      l->why.msg);
     } else {
+        s->failed.code = 0; /* it may have stalled */
         s->adapter = l->adapter;
         log_info("server", "adapter %s@%d is in memory, %zu bytes", s->name, s->version,
                  adapter_info(s->adapter)->bytes);
@@ -239,6 +241,7 @@ static bool begin_load(struct adapters *all, struct adapter_slot *s)
     memcpy(l->digest, s->digest, sizeof l->digest);
     served_hold(s->model);
     s->loading = true;
+    s->loading_ms = clock_ms();
     s->failed.code = 0;
     worker_add(&all->loads, &l->task);
     return true;
@@ -264,6 +267,25 @@ void slots_forget(struct adapters *all, const struct served *m)
     for (struct adapter_slot *s = all->slots; s; s = s->next)
         s->unwanted = s->unwanted || s->model == m;
     sweep(all);
+}
+
+void slots_stalled(struct adapters *all)
+{
+    int64_t now = clock_ms(), most = all->load_stall_ms ? all->load_stall_ms : STALL_MS;
+    bool any = false;
+    for (struct adapter_slot *s = all->slots; s; s = s->next) {
+        if (!s->loading || now - s->loading_ms < most || s->failed.code)
+            continue;
+        s->failed_ms = now;
+        any = true;
+        err_set(&s->failed, ERR_BUSY,
+                "the adapter %s has been loading for %d seconds: is the disk "
+                "that holds %.200s there?",
+                s->name, (int)((now - s->loading_ms) / 1000), s->source);
+        log_error("server", "%s", s->failed.msg);
+    }
+    if (any)
+        adapters_advance(all);
 }
 
 void slot_adopt(struct adapters *all, struct adapter_slot *s, struct adapter *a)

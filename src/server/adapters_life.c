@@ -180,6 +180,7 @@ static void save_done(struct adapter_task *t)
 
 void adapters_tick(struct adapters *all)
 {
+    slots_stalled(all);
     if (++all->ticks % SAVE_TICKS || all->saving || all->stopping)
         return;
     struct saving *s = xcalloc(1, sizeof *s);

@@ -46,6 +46,7 @@ struct adapter_slot {
     uint64_t bytes;
     struct adapter *adapter; /* NULL: not in memory */
     bool loading;
+    int64_t loading_ms; /* since when */
     bool leaving;      /* to make room: no new leases until it is gone, or the room is not wanted */
     bool unwanted;     /* replaced or unloaded: goes when no lease is on it */
     bool pinned;       /* never makes room */
@@ -102,6 +103,9 @@ void slots_settle(struct adapters *all, const char *name);
 
 /* m is being unloaded and nobody uses it: nor do its adapters stay. */
 void slots_forget(struct adapters *all, const struct served *m);
+
+/* Who waits for a load that takes longer than load_stall_ms is told so. */
+void slots_stalled(struct adapters *all);
 
 /* Goes through those that wait: grants, loads, makes room. */
 void adapters_advance(struct adapters *all);

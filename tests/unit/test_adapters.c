@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/budget.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "server/adapters.h"
@@ -25,6 +26,8 @@ struct fixture {
     struct gguf *gguf;
     struct model *model;
     struct db *db;
+    struct budget *budget; /* of the process, NULL: memory is not counted */
+    int64_t stall_ms;
     struct rig rig;
     struct served *served;
     uint64_t bytes; /* of one adapter */
@@ -80,11 +83,13 @@ static void turn(struct fixture *f)
 static void open_server(struct fixture *f, int budget_adapters, const char *const *modules,
                         size_t n_modules)
 {
-    struct rig_opts o = {.not_running = true,
+    struct rig_opts o = {.budget = f->budget,
+                         .not_running = true,
                          .weights = f->model,
                          .db = f->db,
                          .adapters = {.root = f->root,
                                       .budget = f->bytes * (uint64_t)budget_adapters,
+                                      .load_stall_ms = f->stall_ms,
                                       .modules = modules,
                                       .n_modules = n_modules}};
     rig_open(&f->rig, &o);
@@ -137,6 +142,7 @@ static int tear_down(void **state)
     char command[128];
     rig_close(&f->rig);
     db_close(f->db);
+    budget_free(f->budget);
     model_close(f->model);
     gguf_close(f->gguf);
     pool_free(f->pool);
@@ -572,6 +578,56 @@ static void test_modules(void **state)
     assert_int_equal(adapters_new(&none, f->rig.server, &o, &e), ERR_NOTFOUND);
 }
 
+/* The loop does not turn, so that the load does not end for whoever waits. */
+static void test_stalled_load(void **state)
+{
+    struct fixture *f = *state;
+    struct client c = {0};
+    struct err e = {0};
+    f->stall_ms = 1;
+    open_server(f, 2, NULL, 0);
+    must_add(f, 1, false);
+    assert_int_equal(CHANGE(f, ADAPTERS_UNLOAD, .name = "n1"), 0);
+    assert_int_equal(take(f, &c, "n1", &e), 0);
+    struct adapter_use use;
+    assert_int_equal(adapters_get(&c.lease, &c.waiter, &use, &e), 0);
+    while (!c.woken)
+        adapters_tick(all_of(f));
+    assert_int_equal(c.failed.code, ERR_BUSY);
+    assert_non_null(strstr(c.failed.msg, "disk"));
+    adapters_release(&c.lease);
+    while (f->served->users)
+        turn(f);
+    assert_int_equal(state_of(f, "n1", 0), ADAPTER_RESIDENT); /* late, but here */
+    assert_int_equal(take_now(f, &c, "n1", &e), 0);
+    adapters_release(&c.lease);
+}
+
+/* What models hold is not there for adapters, unless it was reserved. */
+static void test_shared_budget(void **state)
+{
+    struct fixture *f = *state;
+    struct client c[2] = {{{0}}};
+    struct err e = {0};
+    struct budget_share *model;
+    f->budget = budget_new(f->bytes * 10);
+    open_server(f, 4, NULL, 0);
+    for (int i = 0; i < 3; i++)
+        must_add(f, i, false);
+    assert_int_equal(CHANGE(f, ADAPTERS_UNLOAD, .name = "n2"), 0);
+    assert_int_equal(budget_sums(f->budget, "adapters").bytes[BUDGET_ADAPTERS], 2 * f->bytes);
+    assert_int_equal(budget_take(f->budget, BUDGET_WEIGHTS, "m", f->bytes * 8, &model, &e), 0);
+    assert_int_equal(take_now(f, &c[0], "n2", &e), 0); /* in place of another */
+    assert_int_equal(counts(f).bytes, 2 * f->bytes);
+    struct adapter_pick picks[3] = {{"n0", 1}, {"n1", 1}, {"n2", 1}};
+    assert_int_equal(adapters_take(all_of(f), &c[1].lease, f->served, picks, 3, NULL, &e),
+                     ERR_LIMIT);
+    budget_give(model);
+    assert_int_equal(take_now(f, &c[1], "n0", &e), 0);
+    adapters_release(&c[0].lease);
+    adapters_release(&c[1].lease);
+}
+
 /* ---- random requests and changes ---- */
 
 /* What must hold at every moment. */
@@ -634,7 +690,7 @@ static void test_random(void **state)
     open_server(f, 3, NULL, 0);
     for (int i = 0; i < N_FILES; i++)
         must_add(f, i, false);
-    for (int step = 0; step < 3000; step++) {
+    for (int step = 0; step < 3000 || n_granted < 300; step++) {
         struct client *x = &c[rng_below(&r, MOST_LEASES)];
         uint64_t what = rng_below(&r, 40);
         if (!x->lease.all)
@@ -664,7 +720,7 @@ static void test_random(void **state)
     struct adapters_counts n = counts(f);
     print_message("%d requests, %d hits, %d misses, %d loads, %d evictions\n", n_granted,
                   (int)n.hits, (int)n.misses, (int)n.loads, (int)n.evictions);
-    assert_true(n.evictions > 50 && n.hits > 50);
+    assert_true(n.evictions > 50 && n.hits > 20);
     assert_int_equal(f->served->users, 0);
     free(c);
 }
@@ -684,6 +740,8 @@ int main(void)
         TEST(test_pins),
         TEST(test_failed_loads),
         TEST(test_modules),
+        TEST(test_stalled_load),
+        TEST(test_shared_budget),
         TEST(test_random),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
