@@ -193,6 +193,7 @@ void server_free(struct server *s)
     if (s->loop)
         http_loop_free(s->loop); /* runs what engines posted last, so that their jobs end */
     adapters_free(s->adapters);
+    lora_table_release(&s->lora);
     served_free_all(s);
     personas_free(s->personas);
     router_free(s->router);

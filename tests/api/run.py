@@ -35,6 +35,7 @@ def main():
         "openai for Node": ["node", HERE / "openai_node.mjs"],
         "raw sockets": [sys.executable, HERE / "raw.py"],
         "personas": [VENV / "bin/python", HERE / "personas.py"],
+        "adapters": [VENV / "bin/python", HERE / "adapters.py"],
         "tool calls": [VENV / "bin/python", HERE / "tool_calls.py"],
         "nginx on either side": [sys.executable, HERE / "nginx.py"],
         "security": [sys.executable, HERE / "security.py"],
