@@ -3,7 +3,7 @@ BUILD ?= build
 MODEL ?= smollm2:135m
 SERVE ?=
 
-.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-hot-swap
+.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap
 
 all: setup $(BUILD)/build.ninja ## build build/terrace
 	ninja -C $(BUILD)
@@ -48,6 +48,12 @@ bench-peers: all ## the same files in llama-cpp-python, side by side
 
 soak-hot-swap: all ## adapters that change under streams for HOT_SWAP_SECONDS (1800)
 	HOT_SWAP_SECONDS=$${HOT_SWAP_SECONDS:-1800} tests/stress/hot_swap.py
+
+soak-kills: all ## kill -9 at KILLS (200) moments of load, against the books
+	KILLS=$${KILLS:-200} python3 tests/stress/kills.py
+
+soak-limits: all ## fifty clients against limits for LIMITS_SECONDS (200) each
+	LIMITS_SECONDS=$${LIMITS_SECONDS:-200} python3 tests/stress/limits.py
 
 soak-faults: all ## upstreams that die, hang and lie for FAULTS_SECONDS (600)
 	FAULTS_SECONDS=$${FAULTS_SECONDS:-600} python3 tests/stress/faults.py

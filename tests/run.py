@@ -142,6 +142,8 @@ def tier_stress():
         "run",
         "faults",
         "hot_swap",
+        "kills",
+        "limits",
         "tiers",
     ):
         results.append(counted(f"tests/stress/{script}.py"))
