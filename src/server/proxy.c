@@ -599,6 +599,16 @@ static bool lists_local(const struct names *only)
     return local;
 }
 
+/* What was named at the start or is here anyway; what only lies on the disk comes after backends.
+ */
+static bool is_local(const struct job *j)
+{
+    const struct served *m = j->req.model ? served_find(j->server, j->req.model) : NULL;
+    bool here = m && (m->named || m->state == SERVED_LOADING || served_is_loaded(m));
+    return !j->req.model || j->named_adapter || here ||
+           (m && !backends_know(j->server->backends, m->name));
+}
+
 enum job_step proxy_stage(struct job *j)
 {
     static const char *const paths[] = {
@@ -608,7 +618,7 @@ enum job_step proxy_stage(struct job *j)
     struct server *s = j->server;
     const char *model = j->req.model;
     const struct names *only = router_backends(j);
-    bool local = lists_local(only) && (!model || j->named_adapter || served_find(s, model));
+    bool local = lists_local(only) && is_local(j);
     if (local || !model || (!backends_know(s->backends, model) && lists_local(only)))
         return JOB_GO;
     struct proxy_plan plan = {

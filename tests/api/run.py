@@ -37,6 +37,7 @@ def main():
         "personas": [VENV / "bin/python", HERE / "personas.py"],
         "adapters": [VENV / "bin/python", HERE / "adapters.py"],
         "tool calls": [VENV / "bin/python", HERE / "tool_calls.py"],
+        "backends": [VENV / "bin/python", HERE / "backends.py"],
         "nginx on either side": [sys.executable, HERE / "nginx.py"],
         "security": [sys.executable, HERE / "security.py"],
         "metrics": [sys.executable, HERE / "metrics.py"],

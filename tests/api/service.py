@@ -54,7 +54,7 @@ class Service:
         self.pid = self.process.pid
         self.url = self._wait_ready()
         self.port = int(self.url.rsplit(":", 1)[1])
-        self.model = self.json("/v1/models")["data"][0]["id"]
+        self.model = next((m["id"] for m in self.json("/v1/models")["data"]), None)
         return self
 
     def __exit__(self, *_):
