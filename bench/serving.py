@@ -10,6 +10,7 @@ shares the processors with the server and is made to cost little (serving_client
 import argparse
 
 import serving_adapters
+import serving_cache
 import serving_long
 import serving_speed
 
@@ -69,6 +70,19 @@ SCENARIOS = {
         "seconds": (int, 300, 10, "duration"),
         "prompts": (int, 500, 50, "different prompts"),
         "gen": (int, 8, 8, "tokens of an answer")}),
+    "repeats": (serving_cache.repeats, "a steady rate of requests, most asked before", PHI3, {
+        "memory": (str, "8GiB", "1GiB", "memory limit"),
+        "rate": (float, 50.0, 20.0, "requests per second"),
+        "share": (float, 0.9, 0.9, "of requests that were asked before"),
+        "seconds": (int, 600, 10, "duration")}),
+    "hits": (serving_cache.hits, "cached answers, as fast as they go", SMOLLM2, {
+        "memory": (str, "2GiB", "1GiB", "memory limit"),
+        "prompts": (int, 100, 10, "different requests"),
+        "clients": (sizes, [16, 64], [16], "numbers of connections"),
+        "seconds": (int, 10, 2, "of each measurement")}),
+    "light": (serving_cache.light, "short questions to a persona, one at a time", PHI3, {
+        "memory": (str, "8GiB", "1GiB", "memory limit"),
+        "requests": (int, 100, 8, "questions")}),
 }
 
 

@@ -62,8 +62,11 @@ static const char *status_text(int status)
 
 static void add_clean(struct buf *b, const char *value)
 {
-    for (const char *p = value; *p; p++)
-        buf_addc(b, (unsigned char)*p < 0x20 || *p == 0x7f ? ' ' : *p);
+    size_t from = b->len;
+    buf_adds(b, value);
+    for (char *p = b->data + from; *p; p++)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = ' ';
 }
 
 void http_add_header(struct http_req *r, const char *name, const char *value)

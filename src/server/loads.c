@@ -249,7 +249,8 @@ static void settle(struct server_load *l, uint64_t granted, const struct err *re
 /* Bytes that models can have at most. */
 static uint64_t pool_bytes(struct server *s)
 {
-    return budget_limit(s->opts.budget) - budget_sums(s->opts.budget, NULL).bytes[BUDGET_PROCESS];
+    struct budget_sums sums = budget_sums(s->opts.budget, NULL);
+    return budget_limit(s->opts.budget) - sums.bytes[BUDGET_PROCESS] - sums.bytes[BUDGET_CACHE];
 }
 
 static bool wants_memory(const struct served *m, int64_t now)

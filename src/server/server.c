@@ -131,6 +131,20 @@ const struct err *server_failure(const struct server *s)
     return s->served.failure.code ? &s->served.failure : NULL;
 }
 
+static int open_cache(struct server *s, struct err *e)
+{
+    const struct server_opts *o = &s->opts;
+    struct response_cache_opts co = {.budget_bytes = o->response_cache_bytes,
+                                     .ttl_ms =
+                                         o->response_ttl_ms ? o->response_ttl_ms : RESPONSE_TTL_MS};
+    if (!co.budget_bytes)
+        return 0;
+    s->cache = response_cache_new(&co);
+    return o->budget ? budget_take(o->budget, BUDGET_CACHE, "answers", co.budget_bytes,
+                                   &s->cache_share, e)
+                     : 0;
+}
+
 int server_new(struct server **out, const struct server_opts *o, struct err *e)
 {
     struct server *s = xcalloc(1, sizeof *s);
@@ -139,12 +153,6 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
     s->limits = limits_new();
     s->router = router_new(s);
     s->personas = personas_new(s, o->state_dir, o->spill_bytes);
-    if (o->response_cache_bytes) {
-        struct response_cache_opts co = {.budget_bytes = o->response_cache_bytes,
-                                         .ttl_ms = o->response_ttl_ms ? o->response_ttl_ms
-                                                                      : RESPONSE_TTL_MS};
-        s->cache = response_cache_new(&co);
-    }
     s->version = xstrdup(o->version ? o->version : "0");
     s->inbox_tail = &s->inbox;
     pthread_mutex_init(&s->inbox_lock, NULL);
@@ -157,6 +165,8 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
         s->tick = http_timer_new(s->loop, tick, s);
         rc = backends_open(&s->backends, s->loop, e);
     }
+    if (!rc)
+        rc = open_cache(s, e);
     if (!rc)
         rc = adapters_new(&s->adapters, s, &o->adapters, e);
     if (!rc)
@@ -200,6 +210,7 @@ void server_free(struct server *s)
     auth_free(s->auth);
     limits_free(s->limits);
     response_cache_free(s->cache);
+    budget_give(s->cache_share);
     response_hash_release(&s->hash);
     http_metrics_release(&s->metrics);
     map_release(&s->noted);

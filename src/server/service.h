@@ -65,6 +65,7 @@ struct server {
     struct backends *backends;
     bool backends_closing, backends_closed;
     struct response_cache *cache; /* NULL: off */
+    struct budget_share *cache_share;
     struct response_hash hash;
     unsigned ticks;
     uint64_t n_loads;        /* of models, ever */

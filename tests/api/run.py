@@ -40,6 +40,7 @@ def main():
         "backends": [VENV / "bin/python", HERE / "backends.py"],
         "nginx on either side": [sys.executable, HERE / "nginx.py"],
         "security": [sys.executable, HERE / "security.py"],
+        "response cache": [VENV / "bin/python", HERE / "response_cache.py"],
         "metrics": [sys.executable, HERE / "metrics.py"],
     }
     passed = failed = 0
