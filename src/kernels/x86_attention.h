@@ -34,25 +34,31 @@ static inline uint32_t seen(int at, int lanes, int first, int last)
     return below_hi & ~below_lo;
 }
 
-/* One query row of `dim` numbers as steps: to[step * ROWS]. Returns what an integer step stands
- * for. */
+/* One query row of `dim` numbers as steps: to[step * ROWS]. Returns what an integer stands for, if
+ * steps are integers. */
 static float load_query(enum math math, const float *q, int dim, float scale, uint32_t *to)
 {
-    float top = 0;
+    float x[KERNEL_MAX_HEAD_DIM], top = 0;
+    uint16_t pairs[KERNEL_MAX_HEAD_DIM];
     for (int d = 0; d < dim; d++)
-        top = fmaxf(top, fabsf(q[d] * scale));
+        x[d] = q[d] * scale;
+    if (math == PAIRS) {
+        to_bf16(x, dim, pairs);
+        for (int i = 0; i < dim / 2; i++)
+            memcpy(&to[i * ROWS], pairs + 2 * i, 4);
+        return 0;
+    }
+    if (math == SINGLES) {
+        for (int d = 0; d < dim; d++)
+            memcpy(&to[d * ROWS], &x[d], 4);
+        return 0;
+    }
+    for (int d = 0; d < dim; d++)
+        top = fabsf(x[d]) > top ? fabsf(x[d]) : top;
     float inverse = top > 0 ? 32767 / top : 0;
-    for (int d = 0; d < dim; d += 2) {
-        float x = q[d] * scale, y = q[d + 1] * scale;
-        if (math == PAIRS) {
-            to[d / 2 * ROWS] = f32_to_bf16(x) | (uint32_t)f32_to_bf16(y) << 16;
-        } else if (math == WORDS) {
-            uint32_t lo = (uint16_t)(int16_t)lrintf(x * inverse);
-            to[d / 2 * ROWS] = lo | (uint32_t)(uint16_t)(int16_t)lrintf(y * inverse) << 16;
-        } else {
-            memcpy(&to[d * ROWS], &x, 4);
-            memcpy(&to[(d + 1) * ROWS], &y, 4);
-        }
+    for (int i = 0; i < dim / 2; i++) {
+        uint32_t lo = (uint16_t)(int16_t)lrintf(x[2 * i] * inverse);
+        to[i * ROWS] = lo | (uint32_t)(uint16_t)(int16_t)lrintf(x[2 * i + 1] * inverse) << 16;
     }
     return top / 32767;
 }

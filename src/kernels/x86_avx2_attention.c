@@ -8,6 +8,7 @@
 #include "kernels/layout.h"
 #include "kernels/x86.h"
 #include "kernels/x86_avx2.h"
+#include "kernels/x86_bf16.h"
 
 enum { ROWS = 12, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
 

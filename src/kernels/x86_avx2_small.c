@@ -125,10 +125,19 @@ INLINE __m256i first_lanes(int n)
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-/* for each 8 (or fewer, at the end) of n: `mask` covers what is left */
-#define EACH_8(i, n, mask)                                                                         \
-    for (int i = 0; i < (n); i += 8)                                                               \
-        for (__m256i mask = first_lanes((n)-i), *once_ = &mask; once_; once_ = NULL)
+/* 8 numbers, or the `left` that are left; the others 0. Masked stores take many times as long. */
+INLINE __m256 load_8(const float *p, int left)
+{
+    return left >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first_lanes(left));
+}
+
+INLINE void store_8(float *p, int left, __m256 v)
+{
+    if (left >= 8)
+        _mm256_storeu_ps(p, v);
+    else
+        _mm256_maskstore_ps(p, first_lanes(left), v);
+}
 
 void avx2_rmsnorm(const float *x, const float *weight, float eps, int n, float *out)
 {
@@ -143,60 +152,52 @@ void avx2_rmsnorm(const float *x, const float *weight, float eps, int n, float *
     for (; i < n; i++)
         sum += x[i] * x[i];
     __m256 scale = _mm256_set1_ps(1 / sqrtf(sum / (float)n + eps));
-    EACH_8(j, n, mask)
-    {
-        __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + j, mask), scale);
-        _mm256_maskstore_ps(out + j, mask, _mm256_mul_ps(v, _mm256_maskload_ps(weight + j, mask)));
+    for (int j = 0; j < n; j += 8) {
+        __m256 v = _mm256_mul_ps(load_8(x + j, n - j), scale);
+        store_8(out + j, n - j, _mm256_mul_ps(v, load_8(weight + j, n - j)));
     }
 }
 
 void avx2_add(float *x, const float *y, int n)
 {
-    EACH_8(i, n, mask)
-    _mm256_maskstore_ps(
-        x + i, mask,
-        _mm256_add_ps(_mm256_maskload_ps(x + i, mask), _mm256_maskload_ps(y + i, mask)));
+    for (int i = 0; i < n; i += 8)
+        store_8(x + i, n - i, _mm256_add_ps(load_8(x + i, n - i), load_8(y + i, n - i)));
 }
 
 void avx2_axpy(float *x, float a, const float *y, int n)
 {
     __m256 factor = _mm256_set1_ps(a);
-    EACH_8(i, n, mask)
-    _mm256_maskstore_ps(
-        x + i, mask,
-        _mm256_fmadd_ps(factor, _mm256_maskload_ps(y + i, mask), _mm256_maskload_ps(x + i, mask)));
+    for (int i = 0; i < n; i += 8)
+        store_8(x + i, n - i, _mm256_fmadd_ps(factor, load_8(y + i, n - i), load_8(x + i, n - i)));
 }
 
 void avx2_silu_mul(const float *gate, const float *up, int n, float *out)
 {
     __m256 one = _mm256_set1_ps(1);
-    EACH_8(i, n, mask)
-    {
-        __m256 g = _mm256_maskload_ps(gate + i, mask), u = _mm256_maskload_ps(up + i, mask);
+    for (int i = 0; i < n; i += 8) {
+        __m256 g = load_8(gate + i, n - i);
         __m256 e = exponential(_mm256_sub_ps(_mm256_setzero_ps(), g));
-        __m256 v = _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(one, e)), u);
-        _mm256_maskstore_ps(out + i, mask, v);
+        __m256 v = _mm256_div_ps(g, _mm256_add_ps(one, e));
+        store_8(out + i, n - i, _mm256_mul_ps(v, load_8(up + i, n - i)));
     }
 }
 
 void avx2_softmax(float *x, int n)
 {
     __m256 top = _mm256_set1_ps(-INFINITY), sum = _mm256_setzero_ps();
-    EACH_8(i, n, mask)
-    {
-        __m256 v = _mm256_maskload_ps(x + i, mask);
-        top = _mm256_max_ps(top, _mm256_blendv_ps(top, v, _mm256_castsi256_ps(mask)));
+    for (int i = 0; i < n; i += 8) {
+        __m256 mask = _mm256_castsi256_ps(first_lanes(n - i));
+        top = _mm256_max_ps(top, _mm256_blendv_ps(top, load_8(x + i, n - i), mask));
     }
     __m256 max = _mm256_set1_ps(max_of(top));
-    EACH_8(i, n, mask)
-    {
-        __m256 e = exponential(_mm256_sub_ps(_mm256_maskload_ps(x + i, mask), max));
-        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(mask)));
-        _mm256_maskstore_ps(x + i, mask, e);
+    for (int i = 0; i < n; i += 8) {
+        __m256 e = exponential(_mm256_sub_ps(load_8(x + i, n - i), max));
+        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(first_lanes(n - i))));
+        store_8(x + i, n - i, e);
     }
     __m256 inverse = _mm256_set1_ps(1 / sum_of(sum));
-    EACH_8(i, n, mask)
-    _mm256_maskstore_ps(x + i, mask, _mm256_mul_ps(_mm256_maskload_ps(x + i, mask), inverse));
+    for (int i = 0; i < n; i += 8)
+        store_8(x + i, n - i, _mm256_mul_ps(load_8(x + i, n - i), inverse));
 }
 
 /* Plain loops: the compiler makes vectors of them. */

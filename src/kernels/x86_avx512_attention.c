@@ -13,6 +13,7 @@
 #include "base/err.h"
 #include "kernels/layout.h"
 #include "kernels/x86.h"
+#include "kernels/x86_bf16.h"
 
 enum { ROWS = 24, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
 
@@ -287,8 +288,9 @@ static float raise_max(const struct tile *t, int r, int positions, int first, in
     __m512 top = _mm512_set1_ps(-INFINITY);
     for (int i = 0; i < positions; i += 16)
         top = _mm512_mask_max_ps(top, mask_at(i, first, last), top, _mm512_loadu_ps(w->s[r] + i));
-    float max = fmaxf(w->max[r], _mm512_reduce_max_ps(top));
-    if (max > w->max[r]) {
+    float here = _mm512_reduce_max_ps(top), max = w->max[r];
+    if (here > max) {
+        max = here;
         float factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(w->max[r] - max)));
         shrink_row(w->acc[r], t->a->kv->head_dim, factor);
         w->sum[r] *= factor;
