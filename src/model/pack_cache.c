@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -132,6 +133,28 @@ static struct table expected_table(const struct weights *w, const uint8_t finger
     return t;
 }
 
+/* --- leftovers ----------------------------------------------------------------------------------
+ */
+
+/* Whoever writes a file holds a lock on it, so that what nobody holds was left by a process that
+ * was killed. */
+static void sweep(const char *dir)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        const char *suffix = strstr(f->d_name, ".tpk.");
+        if (!suffix || strlen(suffix) != strlen(".tpk.XXXXXX"))
+            continue;
+        int fd = openat(dirfd(d), f->d_name, O_RDONLY | O_CLOEXEC);
+        if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
+            unlinkat(dirfd(d), f->d_name, 0);
+        if (fd >= 0)
+            close(fd);
+    }
+    if (d)
+        closedir(d);
+}
+
 /* --- reading ------------------------------------------------------------------------------------
  */
 
@@ -159,6 +182,7 @@ static bool is_intact(const struct weights *w, const char *file, const uint8_t f
 int pack_cache_open(struct weights *w, const char *dir, const uint8_t fingerprint[32],
                     struct pool *pool, struct err *e)
 {
+    sweep(dir);
     char *path = file_name(dir, fingerprint, "");
     size_t begin = (table_bytes(w) + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
     size_t size = begin + w->packed_bytes;
@@ -265,7 +289,7 @@ int pack_cache_write(const struct weights *w, const char *dir, const uint8_t fin
     uint64_t *sums = checksums(w, w->memory, pool);
     struct table t = expected_table(w, fingerprint, sums);
     int fd = mkostemp(temp, O_CLOEXEC), rc = 0;
-    bool failed = fd < 0 || write_file(fd, w, &t);
+    bool failed = fd < 0 || flock(fd, LOCK_EX) || write_file(fd, w, &t);
     if (failed)
         rc = err_set(e, ERR_IO, "writing %s: %s", path, strerror(errno));
     if (fd >= 0 && close(fd) && !failed)

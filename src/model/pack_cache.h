@@ -1,7 +1,8 @@
 /* pack_cache.h - the packed weights of a model in a file, so that only the first start packs them.
  *
  * <dir>/<fingerprint of the GGUF>-<KERNEL_LAYOUT>.tpk, written beside its final name, synced and
- * renamed, so it is whole or absent. Little-endian, as every machine this program runs on:
+ * renamed, so it is whole or absent; what a killed process has left of it is removed by the next.
+ * Little-endian, as every machine this program runs on:
  *
  *   struct head             magic, layout, fingerprint, counts; checksum of head and table
  *   struct entry [n]        of each matrix: type, shape, place, checksum

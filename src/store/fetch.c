@@ -1,5 +1,6 @@
 /* fetch.c - models_fetch: where models come from. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -404,6 +405,27 @@ static int local_name(const char *name, char base[64], char tag[64], struct err 
     return models_parse(text, base, tag, e);
 }
 
+/* Folders of downloads that were killed; under the lock, so nobody is at work in them. A partial
+ * file stays: the next try goes on from it. */
+static void sweep(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    struct buf dir = {0};
+    buf_add(&dir, path, (size_t)(slash - path));
+    size_t n = strlen(slash + 1);
+    DIR *d = opendir(dir.data);
+    for (struct dirent *f; d && (f = readdir(d));)
+        if (strncmp(f->d_name, slash + 1, n) == 0 && strncmp(f->d_name + n, ".pip-", 5) == 0) {
+            struct buf left = {0};
+            buf_addf(&left, "%s/%s", dir.data, f->d_name);
+            remove_tree(left.data);
+            buf_release(&left);
+        }
+    if (d)
+        closedir(d);
+    buf_release(&dir);
+}
+
 int models_fetch(const char *name, const struct fetch_opts *o, struct buf *path, struct err *e)
 {
     char base[64], tag[64];
@@ -428,6 +450,7 @@ int models_fetch(const char *name, const struct fetch_opts *o, struct buf *path,
             for (size_t i = 0; i < ARRAY_LEN(catalog); i++)
                 if (strcmp(catalog[i].name, name) == 0)
                     f.entry = &catalog[i];
+            sweep(file.data);
             rc = try_sources(&f, e);
             buf_release(&f.tried);
         }

@@ -164,6 +164,59 @@ class Tests:
         Registry.mode, Registry.ranges = "good", []
         assert self.pull("tiny:3b").returncode == 0 and Registry.ranges  # what had come was kept
 
+    def test_pull_killed(self):
+        """kill -9 in the middle: what has come is used, what is of no use is swept."""
+        Registry.mode = "stall"
+        Registry.released.clear()
+        process = subprocess.Popen([TERRACE, "pull", "--model-dir", self.models, "--ollama-endpoint",
+                                    self.url, "tiny:6b"], stderr=subprocess.DEVNULL)
+        partial = self.models / "tiny/6b.gguf.partial"
+        until = time.monotonic() + 30
+        while not (partial.exists() and partial.stat().st_size == 300_000):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        Registry.released.set()
+        left = self.models / "tiny/6b.gguf.pip-abc123"  # as a killed pip leaves it
+        left.mkdir()
+        (left / "model").write_bytes(BODY)
+        Registry.released.clear()
+        Registry.mode, Registry.ranges = "good", []
+        out = self.pull("tiny:6b")
+        assert out.returncode == 0 and Registry.ranges == ["bytes=300000-"], out.stderr
+        assert (self.models / "tiny/6b.gguf").read_bytes() == BODY
+        assert [f.name for f in (self.models / "tiny").glob("6b*")] == ["6b.gguf"]
+
+    def test_pack_killed(self):
+        """kill -9 while the packed weights are written: the next start packs again, and sweeps."""
+        real = terrace("pull").stdout.decode().strip()
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            (folder / "m").mkdir()
+            (folder / "m/1.gguf").symlink_to(real)
+            run = [TERRACE, "run", "--model-dir", folder, "-n", "4", "--temperature", "0", "m:1", "Hi"]
+            packed, killed = folder / ".packed", False
+            for _ in range(10):  # the write is short: it may be over before it is seen
+                for f in packed.glob("*"):
+                    f.unlink()
+                process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                while process.poll() is None and not killed:
+                    killed = bool(packed.exists() and list(packed.glob("*.tpk.*")))
+                process.kill()
+                process.wait()
+                killed = killed and bool(list(packed.glob("*.tpk.*")))
+                if killed:
+                    break
+            assert killed
+            first = terrace(*run[1:])
+            assert first.returncode == 0 and first.stdout, first.stderr
+            files = list(packed.glob("*"))
+            assert len(files) == 1 and files[0].suffix == ".tpk", files
+            assert terrace(*run[1:]).stdout == first.stdout
+            files[0].write_bytes(files[0].read_bytes()[:1000])  # cut off: packed anew
+            assert terrace(*run[1:]).stdout == first.stdout
+
     def test_pull_wrong_digest(self):
         Registry.mode = "lies"
         out = self.pull("tiny:4b")
