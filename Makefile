@@ -3,7 +3,7 @@ BUILD ?= build
 MODEL ?= smollm2:135m
 SERVE ?=
 
-.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap
+.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap soak-models
 
 all: setup $(BUILD)/build.ninja ## build build/terrace
 	ninja -C $(BUILD)
@@ -54,6 +54,9 @@ soak-kills: all ## kill -9 at KILLS (200) moments of load, against the books
 
 soak-limits: all ## fifty clients against limits for LIMITS_SECONDS (200) each
 	LIMITS_SECONDS=$${LIMITS_SECONDS:-200} python3 tests/stress/limits.py
+
+soak-models: all ## three models, room for two, for MODELS_SECONDS (600); MODELS_CYCLES (100) loads by hand
+	MODELS_SECONDS=$${MODELS_SECONDS:-600} MODELS_CYCLES=$${MODELS_CYCLES:-100} python3 tests/stress/models.py
 
 soak-faults: all ## upstreams that die, hang and lie for FAULTS_SECONDS (600)
 	FAULTS_SECONDS=$${FAULTS_SECONDS:-600} python3 tests/stress/faults.py

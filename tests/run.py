@@ -144,6 +144,7 @@ def tier_stress():
         "hot_swap",
         "kills",
         "limits",
+        "models",
         "tiers",
     ):
         results.append(counted(f"tests/stress/{script}.py"))

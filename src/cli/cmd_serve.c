@@ -503,8 +503,9 @@ const struct command cmd_serve = {
     .usage = "terrace serve [OPTIONS]",
     .summary = "serve a model over HTTP",
     .details =
-        "The port answers at once; until the model is loaded, requests get 503 and /health tells\n"
-        "how far it is. SIGINT or SIGTERM lets running requests finish.\n\n"
+        "The port answers at once; requests wait for their model, and get 503 while it is being\n"
+        "downloaded; /health tells how far it is. SIGINT or SIGTERM lets running requests "
+        "finish.\n\n"
         "  terrace serve --model smollm2:135m\n"
         "  curl http://127.0.0.1:11403/v1/chat/completions -d '{\n"
         "    \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'\n",

@@ -118,7 +118,7 @@ static void load_failed(struct served *m, const struct err *why)
     if (!canceled)
         log_error("server", "%s cannot be loaded: %s", m->name, why->msg);
     struct err e = *why;
-    if (e.code == ERR_IO || e.code == ERR_FORMAT || e.code == ERR_NOMEM || e.code == ERR_CANCELED) {
+    if (e.code != ERR_NOTFOUND && e.code != ERR_LIMIT && e.code != ERR_BUSY) {
         e.code = ERR_BUSY; /* the server's trouble, not the client's */
         err_prefix(&e, ERR_BUSY, "%.128s cannot be loaded", m->name);
     }

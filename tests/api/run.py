@@ -41,6 +41,7 @@ def main():
         "nginx on either side": [sys.executable, HERE / "nginx.py"],
         "security": [sys.executable, HERE / "security.py"],
         "response cache": [VENV / "bin/python", HERE / "response_cache.py"],
+        "several models": [VENV / "bin/python", HERE / "models.py"],
         "metrics": [sys.executable, HERE / "metrics.py"],
     }
     passed = failed = 0
