@@ -4,6 +4,7 @@
 
 #include "base/mem.h"
 #include "server/adapter_http.h"
+#include "server/terms.h"
 
 enum { LIST_LIMIT = 10000 };
 
@@ -66,7 +67,7 @@ static void write_link(struct jw *w, const char *object, const char *key,
 {
     jw_obj(w);
     jw_kstr(w, "object", object);
-    jw_kstr(w, key, l->from);
+    jw_kstr(w, key, strcmp(key, "user") == 0 ? tenant_user_name(l->from) : l->from);
     jw_kstr(w, "adapter", l->name);
     if (l->base && *l->base)
         jw_kstr(w, "base_model", l->base);
@@ -165,7 +166,7 @@ static void over_taken(struct adapter_call *c, int rc, const struct err *e)
     if (rc)
         adapter_answer_error(c->x, rc, e);
     else
-        answer_deleted(c->x, "adapter.user", "user", c->what);
+        answer_deleted(c->x, "adapter.user", "user", tenant_user_name(c->what));
 }
 
 /* ---- adapters ---- */
@@ -442,13 +443,20 @@ void handle_adapter_aliases(struct exchange *x)
     registry_links_release(&all);
 }
 
+/* What stands for the '*': an alias, or a user of the key's tenant. */
+static const char *pointer_or_answer(struct exchange *x, bool of_user)
+{
+    const char *what = name_or_answer(x);
+    return what && of_user ? tenant_user(&x->http->arena, what, key_tenant(x->key)) : what;
+}
+
 /* PUT of what points to an adapter. */
 static void point(struct exchange *x, enum adapters_verb verb,
                   void (*over)(struct adapter_call *c, int rc, const struct err *e))
 {
     struct adapter_target t;
     struct err e = {0};
-    const char *what = name_or_answer(x);
+    const char *what = pointer_or_answer(x, verb == ADAPTERS_GIVE);
     if (!what)
         return;
     if (adapter_parse_target(&t, true, x->http->body.p, x->http->body.n, &e)) {
@@ -471,7 +479,7 @@ static void point(struct exchange *x, enum adapters_verb verb,
 static void unpoint(struct exchange *x, enum adapters_verb verb,
                     void (*over)(struct adapter_call *c, int rc, const struct err *e))
 {
-    const char *what = name_or_answer(x);
+    const char *what = pointer_or_answer(x, verb == ADAPTERS_TAKE_BACK);
     if (!what)
         return;
     struct adapter_call *c = adapter_call_new(x, "", over);
@@ -497,7 +505,7 @@ void handle_adapter_alias_delete(struct exchange *x)
 void handle_user_adapter(struct exchange *x)
 {
     struct registry_links rows;
-    const char *user = name_or_answer(x);
+    const char *user = pointer_or_answer(x, true);
     if (!user)
         return;
     registry_users(registry_of(x), user, &rows);
@@ -505,7 +513,8 @@ void handle_user_adapter(struct exchange *x)
     if (rows.n) {
         answer_links(x, "adapter.user", "user", &rows);
     } else {
-        err_param(&e, ERR_NOTFOUND, "user", "%.128s has no adapter of their own", user);
+        err_param(&e, ERR_NOTFOUND, "user", "%.128s has no adapter of their own",
+                  tenant_user_name(user));
         answer_error(x, 404, "adapter_not_found", &e);
     }
     registry_links_release(&rows);

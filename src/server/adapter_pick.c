@@ -8,6 +8,7 @@
 #include "base/mem.h"
 #include "server/job.h"
 #include "server/router.h"
+#include "server/terms.h"
 
 /* May run again, when another tier brings another model. */
 enum job_step job_find_adapter(struct job *j)
@@ -93,8 +94,10 @@ static int given_picks(struct job *j, struct adapter_pick *picks, const char **u
     const struct tier *tier = router_tier(j);
     char own[REGISTRY_NAME_BYTES + 1];
     bool personal = j->req.user && (!tier || tier->personal);
-    if (personal && registry_user_adapter(all, j->req.user, j->model->name, own)) {
-        *user = j->req.user;
+    const char *who =
+        personal ? tenant_user(&j->req.arena, j->req.user, key_tenant(j->x->key)) : "";
+    if (personal && registry_user_adapter(all, who, j->model->name, own)) {
+        *user = who;
         return 0;
     }
     if (!tier || !tier->adapter)

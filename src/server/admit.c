@@ -103,6 +103,8 @@ enum job_step job_admit(struct job *j)
     struct bill *b = j->bill;
     if (j->model ? job_permit(j) : permit_remote(j))
         return JOB_FAILED;
+    if (b)
+        b->admitted = true;
     if (!b || !b->hold.n_subjects || b->hold.tokens) /* another tier tries what was admitted */
         return JOB_GO;
     if (!b->answered) {

@@ -115,12 +115,12 @@ void bill_close(struct bill *b, const struct bill_counts *c)
     if (!b)
         return;
     struct server *s = b->server;
+    int64_t charged = b->admitted ? c->prompt_tokens + c->completion_tokens : 0;
     limits_cancel(s->limits, &b->ask);
     if (b->ask.refused) /* it never ran */
         limits_drop(s->limits, &b->hold, now());
     else
-        limits_settle(s->limits, &b->hold,
-                      b->hold.tokens ? c->prompt_tokens + c->completion_tokens : 0, now());
+        limits_settle(s->limits, &b->hold, charged, now());
     struct usage_row row = {
         .at = b->at_unix_s,
         .key = b->key ? b->key->key.id : 0,
@@ -132,6 +132,7 @@ void bill_close(struct bill *b, const struct bill_counts *c)
         .prompt_tokens = c->prompt_tokens,
         .cached_tokens = c->cached_tokens,
         .completion_tokens = c->completion_tokens,
+        .charged_tokens = charged,
         .ms = (clock_ns() - b->start_ns) / 1000000,
     };
     if (s->ledger)
@@ -161,14 +162,15 @@ static void restore_row(void *arg, const struct usage_row *r, const char *key_na
     struct restoring *t = arg;
     char name[LIMIT_NAME_BYTES];
     int64_t age_ms = t->of_the_minute ? (t->at.unix_s - r->at) * 1000 : LIMIT_WINDOW_MS;
-    int64_t tokens = r->prompt_tokens + r->completion_tokens;
     int64_t requests = r->status == STATUS_LIMITED ? 0 : r->requests;
     if (!r->key)
         return;
     snprintf(name, sizeof name, "key:%" PRId64, r->key);
-    limits_restore(t->server->limits, name, age_ms, !t->of_the_minute, requests, tokens, t->at);
+    limits_restore(t->server->limits, name, age_ms, !t->of_the_minute, requests, r->charged_tokens,
+                   t->at);
     snprintf(name, sizeof name, "tenant:%s", r->tenant);
-    limits_restore(t->server->limits, name, age_ms, !t->of_the_minute, requests, tokens, t->at);
+    limits_restore(t->server->limits, name, age_ms, !t->of_the_minute, requests, r->charged_tokens,
+                   t->at);
 }
 
 int bills_restore(struct server *s, struct err *e)

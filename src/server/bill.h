@@ -24,6 +24,7 @@ struct bill {
     struct auth_key *key; /* a reference, or NULL */
     struct limit_hold hold;
     struct limit_ask ask;
+    bool admitted;          /* its tokens were asked for: it runs, and no cache answers it */
     bool answered;          /* ask was, and the one who asked has not looked yet */
     struct waiters waiting; /* the job whose tokens are asked for */
     int64_t at_unix_s, start_ns;

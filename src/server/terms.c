@@ -34,6 +34,17 @@ const char *request_tenant(struct http_req *http, struct chat_request *r, const 
     return arena_printf(&r->arena, "%s:%.*s", kind, (int)n, name);
 }
 
+const char *tenant_user(struct arena *a, const char *user, const char *key_tenant)
+{
+    return key_tenant ? arena_printf(a, "@%s/%s", key_tenant, user) : user; /* no '/' in tenants */
+}
+
+const char *tenant_user_name(const char *user)
+{
+    const char *slash = *user == '@' ? strchr(user, '/') : NULL;
+    return slash ? slash + 1 : user;
+}
+
 const char *request_salt(struct chat_request *r, const char *key_tenant)
 {
     const char *own = r->gen.cache_salt;

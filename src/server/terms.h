@@ -11,6 +11,13 @@
  */
 const char *request_tenant(struct http_req *http, struct chat_request *r, const char *key_tenant);
 
+/* A user as the registry of adapters knows them: within the tenant of the key, so that naming
+ * somebody else's user leads nowhere. In the arena if it is not `user` itself. */
+const char *tenant_user(struct arena *a, const char *user, const char *key_tenant);
+
+/* The user without the tenant, for answers. */
+const char *tenant_user_name(const char *user);
+
 /* What keeps the request's KV apart from that of others: with a key its tenant, and within that the
  * request's own cache_salt; NULL: nothing does. In r's arena. */
 const char *request_salt(struct chat_request *r, const char *key_tenant);

@@ -126,6 +126,7 @@ static void write_sum(void *arg, const struct usage_row *r, const char *key_name
     jw_kint(w, "prompt_tokens", r->prompt_tokens);
     jw_kint(w, "cached_tokens", r->cached_tokens);
     jw_kint(w, "completion_tokens", r->completion_tokens);
+    jw_kint(w, "charged_tokens", r->charged_tokens);
     jw_kint(w, "duration_ms", r->ms);
     jw_obj_end(w);
 }

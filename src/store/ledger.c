@@ -106,6 +106,7 @@ static bool add_usage(struct batch *b, const struct usage_row *r)
         sum->prompt_tokens += r->prompt_tokens;
         sum->cached_tokens += r->cached_tokens;
         sum->completion_tokens += r->completion_tokens;
+        sum->charged_tokens += r->charged_tokens;
         sum->ms += r->ms;
     } else if (fits) {
         sum = xmalloc(sizeof *sum);

@@ -45,8 +45,13 @@ static const char keys[] =
     " key integer not null, name text not null, address text not null, action text not null,"
     " status integer not null) strict;";
 
+/* usage.c: of the tokens, those that limits counted. */
+static const char charged[] =
+    "alter table usage add column charged_tokens integer not null default 0;";
+
 const char *const db_schema[] = {
     adapters,
     keys,
+    charged,
     NULL,
 };

@@ -7,8 +7,8 @@ enum { HOUR_S = 3600 };
 
 static void bind_all(struct db_stmt *q, const struct usage_row *r)
 {
-    const int64_t counts[] = {r->requests, r->prompt_tokens, r->cached_tokens, r->completion_tokens,
-                              r->ms};
+    const int64_t counts[] = {r->requests,          r->prompt_tokens,  r->cached_tokens,
+                              r->completion_tokens, r->charged_tokens, r->ms};
     db_bind_int(q, 1, r->at);
     db_bind_int(q, 2, r->key);
     db_bind_text(q, 3, r->tenant);
@@ -19,16 +19,22 @@ static void bind_all(struct db_stmt *q, const struct usage_row *r)
         db_bind_int(q, 7 + (int)i, counts[i]);
 }
 
+#define COLUMNS                                                                                    \
+    "at, key, tenant, model, tier, status, requests, prompt_tokens, cached_tokens,"                \
+    " completion_tokens, charged_tokens, ms"
+
 #define ADD_UP                                                                                     \
     " on conflict do update set requests = requests + excluded.requests,"                          \
     " prompt_tokens = prompt_tokens + excluded.prompt_tokens,"                                     \
     " cached_tokens = cached_tokens + excluded.cached_tokens,"                                     \
-    " completion_tokens = completion_tokens + excluded.completion_tokens, ms = ms + excluded.ms"
+    " completion_tokens = completion_tokens + excluded.completion_tokens,"                         \
+    " charged_tokens = charged_tokens + excluded.charged_tokens, ms = ms + excluded.ms"
 
 int usage_add(struct db *d, const struct usage_row *r, struct err *e)
 {
-    struct db_stmt *q = db_stmt(
-        d, "insert into usage values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)" ADD_UP);
+    struct db_stmt *q =
+        db_stmt(d, "insert into usage (" COLUMNS
+                   ") values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)" ADD_UP);
     bind_all(q, r);
     int rc = db_run(q, e);
     if (rc || !r->key)
@@ -59,7 +65,8 @@ static int sum(struct db *d, const struct usage_query *u, usage_fn *fn, void *ar
         db_stmt(d, "select iif(?3 & 1, at / ?4 * ?4, 0) as t, iif(?3 & 2, key, 0) as k,"
                    " iif(?3 & 4, u.tenant, '') as n, iif(?3 & 8, model, '') as m,"
                    " iif(?3 & 16, tier, '') as i, iif(?3 & 32, status, 0) as s, sum(requests),"
-                   " sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(ms),"
+                   " sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens),"
+                   " sum(charged_tokens), sum(ms),"
                    " iif(?3 & 2, coalesce(max(keys.name), ''), '')"
                    " from usage u left join keys on keys.id = u.key"
                    " where at >= ?1 and at < ?2 and (?5 is null or u.tenant = ?5)"
@@ -88,9 +95,10 @@ static int sum(struct db *d, const struct usage_query *u, usage_fn *fn, void *ar
             .prompt_tokens = db_int(q, 7),
             .cached_tokens = db_int(q, 8),
             .completion_tokens = db_int(q, 9),
-            .ms = db_int(q, 10),
+            .charged_tokens = db_int(q, 10),
+            .ms = db_int(q, 11),
         };
-        fn(arg, &r, db_text(q, 11));
+        fn(arg, &r, db_text(q, 12));
     }
     return rc;
 }
@@ -134,9 +142,10 @@ int audit_list(struct db *d, int64_t from, int64_t to, int64_t limit, audit_fn *
 static int compact(struct db *d, int64_t before, struct err *e)
 {
     struct db_stmt *q = db_stmt(
-        d, "insert into usage select at / ?2 * ?2, key, tenant, model, tier, status,"
-           " sum(requests), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(ms)"
-           " from usage where at < ?1 and at % ?2 != 0 group by 1, 2, 3, 4, 5, 6" ADD_UP);
+        d, "insert into usage (" COLUMNS ") select at / ?2 * ?2, key, tenant, model, tier, status,"
+           " sum(requests), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens),"
+           " sum(charged_tokens), sum(ms) from usage where at < ?1 and at % ?2 != 0 group "
+           "by 1, 2, 3, 4, 5, 6" ADD_UP);
     db_bind_int(q, 1, before);
     db_bind_int(q, 2, HOUR_S);
     int rc = db_run(q, e);

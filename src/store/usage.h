@@ -19,7 +19,8 @@ struct usage_row {
     const char *tenant, *model, *tier;
     int status; /* of HTTP; 499: the client left */
     int64_t requests, prompt_tokens, cached_tokens, completion_tokens;
-    int64_t ms; /* from arrival to end, summed */
+    int64_t charged_tokens; /* of them, what limits counted: answers from a cache cost nothing */
+    int64_t ms;             /* from arrival to end, summed */
 };
 
 struct audit_row {

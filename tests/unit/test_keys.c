@@ -175,7 +175,7 @@ static void test_life(void **state)
 /* ---- usage ---- */
 
 struct totals {
-    int64_t requests, prompt, completion, rows;
+    int64_t requests, prompt, completion, charged, rows;
     const char *tenant; /* expected of every row, NULL: any */
 };
 
@@ -185,9 +185,10 @@ static void add_up(void *arg, const struct usage_row *r, const char *key_name)
     t->requests += r->requests;
     t->prompt += r->prompt_tokens;
     t->completion += r->completion_tokens;
+    t->charged += r->charged_tokens;
     t->rows++;
-    if (t->tenant)
-        assert_string_equal(r->tenant, t->tenant);
+    if (t->tenant && strcmp(r->tenant, t->tenant) != 0)
+        t->requests = -1; /* no assertions where a transaction is open */
 }
 
 static struct totals totals(struct rig *r, struct usage_query q, const char *tenant)
@@ -225,6 +226,7 @@ static void test_usage(void **state)
             .prompt_tokens = (int64_t)rng_below(&rng, 100),
             .completion_tokens = (int64_t)rng_below(&rng, 100),
         };
+        row.charged_tokens = row.prompt_tokens + row.completion_tokens;
         want[tenant].requests++;
         want[tenant].prompt += row.prompt_tokens;
         want[tenant].completion += row.completion_tokens;
@@ -241,6 +243,7 @@ static void test_usage(void **state)
                 assert_int_equal(t.requests, want[i].requests);
                 assert_int_equal(t.prompt, want[i].prompt);
                 assert_int_equal(t.completion, want[i].completion);
+                assert_int_equal(t.charged, want[i].prompt + want[i].completion);
                 all += t.requests;
             }
             assert_int_equal(totals(r, q, NULL).requests, all);
