@@ -108,6 +108,16 @@ bool gate_open(struct exchange *x)
     return page_may(x) && key_opens(x);
 }
 
+bool gate_allows_model(const struct exchange *x, const char *name)
+{
+    return !x->key || key_allows(x->key->key.models, name);
+}
+
+bool gate_allows_adapter(const struct exchange *x, const char *name)
+{
+    return !x->key || key_allows(x->key->key.adapters, name);
+}
+
 /* ---- limits and books ---- */
 
 static bool reads_only(const struct exchange *x)

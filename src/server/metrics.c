@@ -10,6 +10,7 @@
 #include "server/adapter_http.h"
 #include "server/router.h"
 #include "server/service.h"
+#include "store/ledger.h"
 
 /* ---- histograms ---- */
 
@@ -433,11 +434,32 @@ static double resident_bytes(void)
     return (double)resident * (double)sysconf(_SC_PAGESIZE);
 }
 
+static void write_auth(struct buf *b, const struct server *s)
+{
+    struct auth_stats a = auth_stats(s->auth);
+    const struct {
+        const char *reason;
+        uint64_t n;
+    } rows[] = {
+        {"missing", a.missing}, {"wrong", a.wrong}, {"expired", a.expired}, {"role", a.forbidden}};
+    head(b, "terrace_auth_failures_total", "counter", "Requests refused for their key, by reason.");
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++)
+        buf_addf(b, "terrace_auth_failures_total{reason=\"%s\"} %" PRIu64 "\n", rows[i].reason,
+                 rows[i].n);
+    head(b, "terrace_auth_throttled_total", "counter",
+         "Of those, the ones that were told to wait, as their address had failed too often.");
+    buf_addf(b, "terrace_auth_throttled_total %" PRIu64 "\n", a.throttled);
+}
+
 static void write_http(struct buf *b, struct server *s)
 {
     struct http_server_stats h = {0};
     if (s->http)
         h = http_server_stats(s->http);
+    struct ledger_stats books = {0};
+    if (s->ledger)
+        books = ledger_stats(s->ledger);
+    write_auth(b, s);
     head(b, "terrace_http_requests_total", "counter", "Answered requests by route and status.");
     for (size_t i = 0; i < s->metrics.n_routes; i++) {
         const struct route_count *c = &s->metrics.routes[i];
@@ -456,6 +478,14 @@ static void write_http(struct buf *b, struct server *s)
          "Malformed, too large, too slow or too many.", (double)h.refused},
         {"terrace_http_client_gone_total", "counter", "Clients that left before the end.",
          (double)s->metrics.client_gone},
+        {"terrace_limited_requests_total", "counter",
+         "Requests that a limit of a key, tenant or address refused.", (double)s->metrics.limited},
+        {"terrace_usage_rows_written_total", "counter", "Rows of usage and audit that are durable.",
+         (double)books.written},
+        {"terrace_usage_rows_lost_total", "counter",
+         "Rows of usage and audit that could not be kept.", (double)books.lost},
+        {"terrace_usage_failures_total", "counter", "Attempts to write them that failed.",
+         (double)books.failures},
         {"terrace_request_unknown_fields_total", "counter", "Request fields that were ignored.",
          (double)s->metrics.unknown_fields},
     };

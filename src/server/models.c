@@ -93,6 +93,7 @@ static void write_model(struct jw *w, const struct served *m)
 /* ---- lists ---- */
 
 struct listing {
+    struct exchange *x;
     struct server *server;
     struct jw *w;
 };
@@ -101,7 +102,7 @@ struct listing {
 static void write_candidate(void *to, const struct server_candidate *c)
 {
     struct listing *l = to;
-    if (served_find(l->server, c->name))
+    if (served_find(l->server, c->name) || !gate_allows_model(l->x, c->name))
         return;
     jw_obj(l->w);
     write_head(l->w, c->name, c->modified_unix_s);
@@ -116,7 +117,7 @@ static void write_candidate(void *to, const struct server_candidate *c)
 static void write_remote(void *to, const char *model, const struct backend *b)
 {
     struct listing *l = to;
-    if (served_find(l->server, model))
+    if (served_find(l->server, model) || !gate_allows_model(l->x, model))
         return;
     jw_obj(l->w);
     write_head(l->w, model, 0);
@@ -129,8 +130,9 @@ static void write_remote(void *to, const char *model, const struct backend *b)
 }
 
 /* The adapters, below their base models; with a name, that one. Returns how many. */
-static int write_adapters(struct jw *w, struct server *s, const char *name)
+static int write_adapters(struct jw *w, const struct exchange *x, const char *name)
 {
+    struct server *s = x->server;
     struct registry_list all;
     int n = 0;
     registry_list(adapters_registry(s->adapters), &all);
@@ -138,7 +140,8 @@ static int write_adapters(struct jw *w, struct server *s, const char *name)
         const struct registry_entry *a = &all.entries[i];
         const struct registry_version *v = registry_version_of(a, 0);
         const struct served *m = served_find(s, a->base);
-        if (!v || (name && strcmp(name, a->name)))
+        if (!v || (name && strcmp(name, a->name)) || !gate_allows_adapter(x, a->name) ||
+            !gate_allows_model(x, a->base))
             continue;
         struct adapter_card c = {.name = a->name,
                                  .base_model = a->base,
@@ -155,7 +158,7 @@ void handle_models(struct exchange *x)
 {
     struct buf body = {0};
     struct jw w;
-    struct listing l = {x->server, &w};
+    struct listing l = {x, x->server, &w};
     const struct server_loader *loader = &x->server->opts.loader;
     jw_init(&w, &body);
     jw_obj(&w);
@@ -163,11 +166,12 @@ void handle_models(struct exchange *x)
     jw_key(&w, "data");
     jw_arr(&w);
     for (const struct served *m = served_first(x->server); m; m = served_next(m))
-        write_model(&w, m);
+        if (gate_allows_model(x, m->name))
+            write_model(&w, m);
     if (loader->list)
         loader->list(loader->arg, write_candidate, &l);
     backends_each_model(x->server->backends, write_remote, &l);
-    write_adapters(&w, x->server, NULL);
+    write_adapters(&w, x, NULL);
     jw_arr_end(&w);
     jw_obj_end(&w);
     jw_done(&w);
@@ -200,13 +204,13 @@ void handle_model(struct exchange *x)
     const struct served *m = served_discover(x->server, name);
     struct buf body = {0};
     struct jw w;
-    struct search s = {{x->server, &w}, name};
+    struct search s = {{x, x->server, &w}, name};
     jw_init(&w, &body);
-    if (m)
+    if (m && gate_allows_model(x, m->name))
         write_model(&w, m);
     else
         backends_each_model(x->server->backends, write_if_named, &s);
-    if (body.len || write_adapters(&w, x->server, name))
+    if (body.len || write_adapters(&w, x, name))
         answer_json(x, 200, &body);
     else
         answer_no_model(x, name);

@@ -156,6 +156,13 @@ struct served *served_or_wait(struct exchange *x, const char *name, const struct
     if (name && !served_find(x->server, name) &&
         adapters_find_model(x->server->adapters, name, &base, &adapter))
         name = base; /* it has the same vocabulary */
+    const struct served *known = served_find(x->server, name);
+    if (known && !gate_allows_model(x, known->name)) {
+        err_param(&e, ERR_DENIED, "model", "this API key may not use the model `%.128s`",
+                  known->name);
+        answer_error(x, 403, "not_allowed", &e);
+        return NULL;
+    }
     x->waiter.wake = model_is_here;
     int status = served_acquire(x->server, name, keep, &x->waiter, &x->model, &code, &e);
     if (status && status != SERVED_WAIT)

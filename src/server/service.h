@@ -118,6 +118,10 @@ bool gate_open(struct exchange *x);
 /* The whole request is here: to its handler, if the limits let it. */
 void gate_pass(struct exchange *x);
 
+/* Whether its key may use a model, or an adapter; without a key everybody may. */
+bool gate_allows_model(const struct exchange *x, const char *name);
+bool gate_allows_adapter(const struct exchange *x, const char *name);
+
 /* It is over: settles what it took, and tells the books. */
 void gate_close(struct exchange *x, bool complete);
 

@@ -16,7 +16,7 @@ import warnings
 from service import TERRACE, Service, new_key, run_tests
 
 STATE = tempfile.TemporaryDirectory()
-SMALL = ["--memory-limit", "400MiB", "--ctx", "1024", "--log-level", "debug"]
+SMALL = ["--memory-limit", "600MiB", "--ctx", "1024", "--log-level", "debug"]
 LONG = "The harvest of the year was better than anybody had hoped for. " * 20
 SECRET = "xyzzy-plugh-prompt"
 
@@ -133,6 +133,9 @@ def test_other_headers():
 def test_allowed_models():
     status, _, body = chat("limited", "Hi")
     assert status == 403 and body["error"]["param"] == "model", body
+    assert ask("POST", "/tokenize", "limited", {"prompt": "Hi"})[0] == 403
+    assert json.loads(ask("GET", "/v1/models", "limited")[2])["data"] == []
+    assert ask("GET", "/v1/models/" + SERVICE.model.replace("/", "%2f"), "limited")[0] == 404
 
 
 # ---- tenants ----
