@@ -99,14 +99,16 @@ static void undrain(struct server *s)
 
 /* ---- loading ---- */
 
-static bool any_hope(struct server *s)
+/* A start that none of the named models has survived. */
+static bool start_failed(struct server *s)
 {
-    bool named = false, hope = false;
+    bool named = false;
     for (const struct served *m = served_first(s); m; m = served_next(m)) {
+        if (m->n_loads || (m->named && m->state != SERVED_FAILED))
+            return false;
         named = named || m->named;
-        hope = hope || (m->named && m->state != SERVED_FAILED);
     }
-    return hope || !named;
+    return named;
 }
 
 static void load_failed(struct served *m, const struct err *why)
@@ -125,7 +127,7 @@ static void load_failed(struct served *m, const struct err *why)
     m->failure = e;
     waiters_wake(&m->ready, &e);
     waiters_wake(&m->gone, NULL);
-    if (!any_hope(s) && !s->draining) {
+    if (start_failed(s) && !s->draining) {
         s->served.failure = *why;
         server_stop(s);
     }

@@ -158,7 +158,13 @@ struct served *served_discover(struct server *s, const char *name)
 /* No such model: 503 while none is there at all, else 404. */
 static int not_found(struct server *s, const char *name, const char **code, struct err *e)
 {
-    if (!served_first(s) && (!name || !s->opts.loader.find)) {
+    if (!name && s->opts.loader.find) {
+        *code = "model_not_found";
+        err_param(e, ERR_NOTFOUND, "model",
+                  "there is no default model: name one, GET /v1/models lists them");
+        return 404;
+    }
+    if (!served_first(s)) {
         struct buf why = {0};
         watch_report(&s->watches, &why);
         *code = "model_not_ready";
@@ -196,6 +202,8 @@ int served_acquire(struct server *s, const char *name, const struct keep_alive *
     struct served *m = served_find(s, name);
     if (!m && name)
         m = discover(s, name, e);
+    if (m && !name && !m->named) /* it only happens to be there */
+        m = NULL;
     if (!m)
         return not_found(s, name, code, e);
     if (keep && keep->given && !m->named)

@@ -562,15 +562,69 @@ static void test_errors(void **state)
     buf_release(&b);
 }
 
+/* As Ollama reads it: seconds, or a duration of Go. */
+static void test_keep_alive(void **state)
+{
+    static const struct {
+        const char *json;
+        int64_t ms; /* -2: refused */
+    } cases[] = {
+        {"0", 0},
+        {"300", 300000},
+        {"1.5", 1500},
+        {"-1", KEEP_FOREVER},
+        {"-0.5", KEEP_FOREVER},
+        {"1e300", KEEP_FOREVER},
+        {"\"5m\"", 300000},
+        {"\"1h30m\"", 5400000},
+        {"\"1.5h\"", 5400000},
+        {"\"250ms\"", 250},
+        {"\"1m1s1ms\"", 61001},
+        {"\"24h\"", 86400000},
+        {"\"0\"", 0},
+        {"\"-0\"", 0},
+        {"\"300\"", 300000},
+        {"\"-1m\"", KEEP_FOREVER},
+        {"\"-1\"", KEEP_FOREVER},
+        {"\"forever\"", KEEP_FOREVER},
+        {"\"\"", -2},
+        {"\"-\"", -2},
+        {"\"--1\"", -2},
+        {"\"5x\"", -2},
+        {"\"m\"", -2},
+        {"\"1h30\"", -2},
+        {"\"5 m\"", -2},
+        {"\"1..5m\"", -2},
+        {"true", -2},
+        {"[]", -2},
+        {"null", -2},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct keep_alive k = {0};
+        json_t *v = json_loads(cases[i].json, JSON_DECODE_ANY, NULL);
+        bool read = keep_alive_parse(v, &k);
+        if (read != (cases[i].ms != -2) || (read && k.ms != cases[i].ms))
+            fail_msg("%s: %d, %lld ms", cases[i].json, read, (long long)k.ms);
+        json_decref(v);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refused),         cmocka_unit_test(test_null_is_default),
-        cmocka_unit_test(test_harmless_values), cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_every_value),     cmocka_unit_test(test_tool_choice_none),
-        cmocka_unit_test(test_messages),        cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_tokenize_forms),  cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_chat_response),   cmocka_unit_test(test_completion_response),
+        cmocka_unit_test(test_keep_alive),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_null_is_default),
+        cmocka_unit_test(test_harmless_values),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_every_value),
+        cmocka_unit_test(test_tool_choice_none),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_tokenize_forms),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_chat_response),
+        cmocka_unit_test(test_completion_response),
         cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

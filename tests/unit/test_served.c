@@ -339,6 +339,26 @@ static void test_failures(void **state)
     shop_close(&s);
 }
 
+/* Without a default a request must name its model; a model that has been loaded once does not end
+ * the server when it cannot be loaded again. */
+static void test_no_default(void **state)
+{
+    struct shop s = {.wares = {{"a"}}};
+    shop_open(&s, NULL, 0);
+    post(&s, CHAT, "{" HI "}", 404, "there is no default model");
+    chat(&s, "a");
+    post(&s, CHAT, "{" HI "}", 404, "there is no default model");
+    shop_close(&s);
+    struct shop named = {.wares = {{"a"}}};
+    shop_open(&named, NAMED("a"));
+    wait_states(&named, "a loaded");
+    post(&named, MODELS "/unload", "{\"model\":\"a\"}", 200, "true");
+    ware_of(&named, "a")->fails = ERR_IO;
+    expect_failure(send_chat(&named, "a", "", ""), 503, "a is broken");
+    wait_states(&named, "a failed");
+    shop_close(&named);
+}
+
 /* Room for two: the least recently used goes. */
 static void test_eviction_order(void **state)
 {
@@ -577,13 +597,21 @@ static void test_crowd(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_on_demand),     cmocka_unit_test(test_waiting),
-        cmocka_unit_test(test_failures),      cmocka_unit_test(test_eviction_order),
-        cmocka_unit_test(test_named_go_last), cmocka_unit_test(test_in_use),
-        cmocka_unit_test(test_no_room),       cmocka_unit_test(test_shares),
-        cmocka_unit_test(test_keep_alive),    cmocka_unit_test(test_by_hand),
-        cmocka_unit_test(test_personas),      cmocka_unit_test(test_end_while_loading),
-        cmocka_unit_test(test_failed_start),  cmocka_unit_test(test_crowd),
+        cmocka_unit_test(test_on_demand),
+        cmocka_unit_test(test_waiting),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_no_default),
+        cmocka_unit_test(test_eviction_order),
+        cmocka_unit_test(test_named_go_last),
+        cmocka_unit_test(test_in_use),
+        cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_keep_alive),
+        cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_personas),
+        cmocka_unit_test(test_end_while_loading),
+        cmocka_unit_test(test_failed_start),
+        cmocka_unit_test(test_crowd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
