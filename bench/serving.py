@@ -37,6 +37,7 @@ SCENARIOS = {
     "adapters": (serving_adapters.adapters, "streams with an adapter each, here and in the peer", PHI3, {
         "memory": (str, "8GiB", "2GiB", "memory limit"),
         "bench-memory": (str, "12GiB", "2GiB", "memory limit in process, where 32 adapters are held"),
+        "budget": (str, "600MiB", "100MiB", "of it for adapters"),
         "clients": (int, 8, 4, "streams and adapters"),
         "gen": (int, 48, 32, "tokens of an answer"),
         "rounds": (int, 3, 1, "rounds, with adapters and without in turn"),

@@ -14,9 +14,9 @@ RANK = 16
 
 
 def register(server, name, path):
-    request = urllib.request.Request(
-        server.url + "/v1/load_lora_adapter", json.dumps({"lora_name": name, "lora_path": str(path)}).encode(),
-        {"Content-Type": "application/json"})
+    data = json.dumps({"lora_name": name, "lora_path": str(path)}).encode()
+    request = urllib.request.Request(server.url + "/v1/load_lora_adapter", data,
+                                     {"Content-Type": "application/json"})
     urllib.request.urlopen(request, timeout=300).close()
 
 
@@ -33,7 +33,7 @@ def served(options, paths):
     """tok/s of rounds with adapters and without, alternating, over HTTP."""
     names = [f"adapter-{i}" for i in range(len(paths))]
     mixed, base = [], []
-    with Server(options, "--adapter-root", paths[0].parent) as s:
+    with Server(options, "--adapter-root", paths[0].parent, "--adapter-budget", options.budget) as s:
         for name, path in zip(names, paths):
             register(s, name, path)
         asyncio.run(ask(s.port, body(ids_of(s, "warm-up", 8), 16, model=names[0])))

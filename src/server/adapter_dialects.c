@@ -268,6 +268,7 @@ void handle_lora_adapters_post(struct exchange *x)
         for (size_t i = 0; i < s.n; i++)
             t->rows[s.all[i].id].scale = s.all[i].scale;
         server_changed(x->server);
+        server_changed(x->server);
         buf_adds(&body, "{\"success\":true}");
         answer_json(x, 200, &body);
         buf_release(&body);

@@ -16,7 +16,7 @@ import urllib.request
 import openai
 
 from lora_files import random_adapter
-from service import ROOT, TERRACE, Service, run_tests
+from service import ROOT, TERRACE, Service, new_key, run_tests
 
 ROOM = pathlib.Path(tempfile.mkdtemp(prefix="adapters-"))
 ADAPTERS, STATE = ROOM / "root", ROOM / "state"
@@ -43,18 +43,20 @@ def prepare():
     (ADAPTERS / "inner").symlink_to(ADAPTERS / "r1")
 
 
-def call(method, path, body=None, raw=False):
+def call(method, path, body=None, key=None):
     """(status, JSON or text)"""
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = "Bearer " + key
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(S.url + path, data, {"Content-Type": "application/json"},
-                                     method=method)
+    request = urllib.request.Request(S.url + path, data, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=120) as reply:
             status, text = reply.status, reply.read()
             kind = reply.headers["Content-Type"]
     except urllib.error.HTTPError as e:
         status, text, kind = e.code, e.read(), e.headers["Content-Type"]
-    return status, json.loads(text) if kind == "application/json" and not raw else text.decode()
+    return status, json.loads(text) if kind == "application/json" else text.decode()
 
 
 def client():
@@ -277,6 +279,65 @@ def test_mixed_batch():
     assert metrics["terrace_adapters{state=\"resident\"}"] == 7, metrics
     assert metrics["terrace_adapter_hits_total"] >= 7 and metrics["terrace_adapter_bytes"] > 0, metrics
     assert any(k.startswith("vllm:lora_requests_info{max_lora=") for k in metrics)
+
+
+def test_same_bytes():
+    """With the response cache on, equal requests follow aliases, users and scales at once."""
+    global S
+    usual = S
+    with Service("--adapter-root", ADAPTERS, "--response-cache", "16MiB") as S:
+        for name in ("r0", "r1", "pirate"):
+            add(name)
+        alone = {m: chat(m) for m in (S.model, "r0", "r1", "pirate")}
+        assert chat("r0") == alone["r0"] and S.metrics()['terrace_cache_requests_total{result="hit"}'] >= 1
+        for name in ("r0", "r1", "r0"):
+            assert call("PUT", "/v1/adapters/aliases/a@b", {"adapter": name})[0] == 200
+            assert call("PUT", "/v1/users/ann/adapter", {"adapter": name})[0] == 200
+            for _ in range(3):
+                assert chat("a@b") == alone[name] and chat(user="ann") == alone[name]
+        ids = {a["name"]: a["id"] for a in call("GET", "/lora-adapters")[1]}
+        for name in ("r1", "pirate", "r1"):
+            assert call("POST", "/lora-adapters", [{"id": ids[name], "scale": 1}])[0] == 200
+            for _ in range(3):
+                assert chat() == alone[name], name
+        assert call("POST", "/lora-adapters", [])[0] == 200
+        assert chat() == alone[S.model]
+        add("r0", ADAPTERS / "r2", status=200)
+        assert chat("a@b") == chat("r0") != alone["r0"]
+    S = usual
+
+
+def test_keys():
+    """Roles, and the adapters that a key may name, whatever reference it uses."""
+    global S
+    usual, state = S, ROOM / "keys"
+    state.mkdir()
+    admin = new_key(state, "root", "--role", "admin")
+    limited = new_key(state, "ann", "--adapters", "r*,*@prod")
+    with Service("--adapter-root", ADAPTERS, state=state, key=admin) as S:
+        for name in ("r0", "pirate"):
+            assert call("POST", "/v1/adapters", {"name": name, "path": name}, key=admin)[0] == 201
+        assert call("PUT", "/v1/adapters/aliases/p@prod", {"adapter": "pirate"}, key=admin)[0] == 200
+        for method, path in (("POST", "/v1/adapters"), ("POST", "/v1/load_lora_adapter"),
+                             ("POST", "/load_lora_adapter"), ("POST", "/lora-adapters"),
+                             ("DELETE", "/v1/adapters/r0"), ("PUT", "/v1/users/ann/adapter")):
+            assert call(method, path, {}, key=limited)[0] == 403, path
+            assert call(method, path, {})[0] == 401, path
+        lora = call("GET", "/lora-adapters", key=limited)[1]
+        pirate = next(a["id"] for a in lora if a["name"] == "pirate")
+        for more, status in (({"model": "r0"}, 200), ({"adapter": "r0@1"}, 200),
+                             ({"model": f"{S.model}:r0"}, 200), ({"adapter": "p@prod"}, 200),
+                             ({"model": "pirate"}, 403), ({"adapter": ["r0", "pirate"]}, 403),
+                             ({"model": f"{S.model}:pirate"}, 403), ({"adapter": "pirate@1"}, 403),
+                             ({"lora": [{"id": pirate, "scale": 1}]}, 403)):
+            got, body = call("POST", "/v1/chat/completions",
+                             {"messages": QUESTION, "max_tokens": 2, **more}, key=limited)
+            assert got == status, (more, body)
+        env = {**os.environ, "TERRACE_API_KEY": limited}
+        done = subprocess.run([TERRACE, "adapter", "rm", "r0", "--url", S.url], env=env,
+                              capture_output=True, text=True)
+        assert done.returncode == 1 and "admin" in done.stderr, done
+    S = usual
 
 
 # ---- the registry ----
