@@ -22,7 +22,7 @@ enum { BENCH_MAX_LIST = 16, BENCH_WARM_STEPS = 2 };
 struct bench_options {
     struct load_options load;
     const char *model, *batch, *context;
-    int64_t prompt, gen, rounds, adapters, rank;
+    int64_t prompt, gen, rounds, adapters, rank, shared;
     bool json;
 };
 
@@ -44,6 +44,10 @@ static const struct opt opts[] = {
      .min = 0, .max = 4096},
     {"rank", OPT_INT, AT(rank), "16", "R", "Rank of the random adapters, on every weight.",
      .min = 1, .max = ADAPTER_MAX_RANK},
+    {"shared", OPT_INT, AT(shared), "0", "N",
+     "Decode with a prefix of N tokens that all sequences share too, read once for all and by each "
+     "in steps that alternate.",
+     .min = 0, .max = 1 << 20},
     {"json", OPT_BOOL, AT(json), NULL, NULL, "Print JSON instead of a table.", .cli_only = true},
     LOAD_OPTS(AT(load)),
     {NULL},
@@ -61,6 +65,11 @@ struct decode_result {
     double adapter_tok_s; /* the same batch with adapters, 0 without */
 };
 
+struct shared_result {
+    int batch;
+    double once_ms, each_ms; /* the fastest steps: blocks are read once, by each sequence */
+};
+
 struct bench {
     const struct bench_options *o;
     struct loaded l;
@@ -73,6 +82,8 @@ struct bench {
     struct adapter **adapters; /* o->adapters of them */
     struct decode_result decode[BENCH_MAX_LIST * BENCH_MAX_LIST];
     int n_decode;
+    struct shared_result shared[BENCH_MAX_LIST];
+    int n_shared;
 };
 
 static int parse_list(const char *name, const char *text, int max, int *out, int *n, struct err *e)
@@ -235,6 +246,50 @@ static void bench_decode(struct bench *b, int batch, int context)
     free(blocks);
 }
 
+static double least(const double *v, int n)
+{
+    double x = v[0];
+    for (int i = 1; i < n; i++)
+        x = v[i] < x ? v[i] : x;
+    return x;
+}
+
+/* Sequences with the same first blocks and one of their own. */
+static void bench_shared(struct bench *b, int batch)
+{
+    int gen = (int)b->o->gen, steps = gen + BENCH_WARM_STEPS;
+    int shared = (int)b->o->shared / KV_BLOCK_TOKENS, own = (steps - 1) / KV_BLOCK_TOKENS + 1;
+    int per_seq = shared + own;
+    int32_t *blocks = xcalloc((size_t)(batch * per_seq), sizeof *blocks);
+    struct batch_seq *seqs = xcalloc((size_t)batch, sizeof *seqs);
+    double *seconds[2];
+    for (int i = 0; i < 2; i++)
+        seconds[i] = xcalloc((size_t)steps, sizeof **seconds);
+    for (int s = 0; s < batch; s++)
+        for (int i = 0; i < per_seq; i++)
+            blocks[s * per_seq + i] = i < shared ? i : shared + s * own + i - shared;
+    prefill(b, blocks, shared * KV_BLOCK_TOKENS, false);
+    for (int step = 0; step < steps; step++) {
+        for (int s = 0; s < batch; s++)
+            seqs[s] = (struct batch_seq){b->tokens + step + s, 1, shared * KV_BLOCK_TOKENS + step,
+                                         blocks + (ptrdiff_t)s * per_seq, 1};
+        for (int i = 0; i < 2; i++) {
+            model_share_prefixes(b->l.model, i == 0);
+            seconds[i][step] = timed_step(b, seqs, batch);
+        }
+    }
+    model_share_prefixes(b->l.model, true);
+    b->shared[b->n_shared++] = (struct shared_result){
+        .batch = batch,
+        .once_ms = 1e3 * least(seconds[0] + BENCH_WARM_STEPS, gen),
+        .each_ms = 1e3 * least(seconds[1] + BENCH_WARM_STEPS, gen),
+    };
+    for (int i = 0; i < 2; i++)
+        free(seconds[i]);
+    free(seqs);
+    free(blocks);
+}
+
 static uint64_t resident_bytes(void)
 {
     unsigned long long size = 0, resident = 0;
@@ -286,6 +341,17 @@ static void print_json(const struct bench *b)
         jw_obj_end(&w);
     }
     jw_arr_end(&w);
+    jw_key(&w, "shared");
+    jw_arr(&w);
+    for (int i = 0; i < b->n_shared; i++) {
+        jw_obj(&w);
+        jw_kint(&w, "batch", b->shared[i].batch);
+        jw_kint(&w, "tokens", b->o->shared / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS);
+        jw_knum(&w, "once_ms", b->shared[i].once_ms);
+        jw_knum(&w, "each_ms", b->shared[i].each_ms);
+        jw_obj_end(&w);
+    }
+    jw_arr_end(&w);
     jw_kuint(&w, "rss_bytes", resident_bytes());
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)b->logits_hash);
     jw_kstr(&w, "logits_hash", hash);
@@ -315,6 +381,10 @@ static void print_table(const struct bench *b)
                    "", "", "", d->adapter_tok_s, d->adapter_tok_s / d->tok_s * 100,
                    (long long)b->o->adapters, (long long)b->o->rank);
     }
+    for (int i = 0; i < b->n_shared; i++)
+        printf("shared   %6d %8lld %10.1f ms a step, %.1f ms where each reads them: %.2f times\n",
+               b->shared[i].batch, (long long)b->o->shared, b->shared[i].once_ms,
+               b->shared[i].each_ms, b->shared[i].each_ms / b->shared[i].once_ms);
     printf("\nresident %llu MiB, logits %016llx\n", (unsigned long long)(resident_bytes() >> 20),
            (unsigned long long)b->logits_hash);
 }
@@ -329,6 +399,7 @@ static int measure(struct bench *b, const int *batches, int n_batches, const int
         most = batches[i] > most ? batches[i] : most;
     for (int i = 0; i < n_contexts; i++)
         longest = contexts[i] > longest ? contexts[i] : longest;
+    longest = b->o->shared > longest ? (int)b->o->shared : longest;
     int64_t steps = b->o->gen + BENCH_WARM_STEPS;
     int64_t need = (longest + steps + KV_BLOCK_TOKENS) / KV_BLOCK_TOKENS * most;
     if (most > b->o->load.batch_tokens || need > b->l.n_blocks)
@@ -356,6 +427,8 @@ static int measure(struct bench *b, const int *batches, int n_batches, const int
     for (int c = 0; c < n_contexts; c++)
         for (int i = 0; i < n_batches; i++)
             bench_decode(b, batches[i], contexts[c]);
+    for (int i = 0; i < n_batches && b->o->shared >= KV_BLOCK_TOKENS; i++)
+        bench_shared(b, batches[i]);
     return 0;
 }
 

@@ -251,7 +251,7 @@ void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *s
     struct step st = {.m = m, .kv = kv, .seqs = seqs, .n_seqs = n_seqs, .logits = logits};
     list_rows(&st);
     struct plan_shape shape = {m->hp.n_kv_heads, m->hp.n_heads / m->hp.n_kv_heads, m->hp.window,
-                               pool_threads(m->pool)};
+                               pool_threads(m->pool), m->no_sharing};
     plan_make(&m->scratch.plan, &shape, seqs, n_seqs);
     st.place_inside = attend_can_place(&m->scratch.plan, seqs, n_seqs);
     lora_list(&m->scratch.lora, seqs, n_seqs);

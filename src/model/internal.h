@@ -69,6 +69,7 @@ struct model {
     struct kv_layout kv;
     const struct kernels *kernels;
     struct pool *pool;
+    bool no_sharing;
     struct scratch scratch;
 };
 

@@ -184,3 +184,8 @@ const struct model_info *model_info(const struct model *m)
 {
     return &m->info;
 }
+
+void model_share_prefixes(struct model *m, bool on)
+{
+    m->no_sharing = !on;
+}

@@ -100,3 +100,7 @@ struct batch_seq {
  * must be in range (BUG otherwise: the caller checked them). */
 void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *seqs, int n_seqs,
                    float *logits);
+
+/* Whether blocks that several sequences of a step share are read once for all of them (the default)
+ * or by each, which gives the same bits and is there to be measured. Between steps. */
+void model_share_prefixes(struct model *m, bool on);

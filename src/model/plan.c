@@ -186,7 +186,7 @@ static struct group find_group(struct planner *pl, int leader)
     struct plan *p = pl->plan;
     struct group g = {1, pl->seqs[leader].n_tokens, 0};
     p->members[0] = leader;
-    if (pl->shape->window || pl->seqs[leader].n_tokens > SMALL)
+    if (pl->shape->window || pl->shape->no_sharing || pl->seqs[leader].n_tokens > SMALL)
         return g;
     for (int i = leader + 1; i < pl->n_seqs; i++) {
         if (p->planned[i] || pl->seqs[i].n_tokens > SMALL)

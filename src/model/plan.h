@@ -56,6 +56,7 @@ struct plan_shape {
     int n_kv_heads, group; /* query heads for each KV head */
     int window;            /* 0: none */
     int n_threads;
+    bool no_sharing; /* every sequence by itself, to measure what sharing brings */
 };
 
 /* Makes the plan of a step. The tables of seqs must stay valid while the plan is used. */
