@@ -28,6 +28,8 @@ void blocks_release(struct blocks *b)
         blocks_unpin(b, b->pins->id);
     prefix_release(&b->prefix);
     kv_release(&b->kv);
+    map_release(&b->marks);
+    buf_release(&b->keys);
     free(b->found);
     *b = (struct blocks){0};
 }
@@ -39,10 +41,56 @@ static struct str salt_of(const struct seq *q)
     return (struct str){q->salt.data, q->salt.len};
 }
 
-static int common(const int32_t *a, const int32_t *b, int n)
+/* Activated adapters.
+ *
+ * KV is found by tokens. Those from an activation on must not be taken for the same tokens without
+ * it, while those before it are everybody's: so the former have a mark added, a multiple of n_vocab
+ * that belongs to these adapters at these scales for the life of the engine. */
+
+enum { MOST_MARKS = 4096 };
+
+static int32_t key_at(const struct seq *q, int i)
+{
+    return q->tokens[i] + (i >= q->active_from ? q->active_mark : 0);
+}
+
+/* Tokens from .. to-1 of q as the prefix cache knows them. */
+static const int32_t *keys_of(struct blocks *b, const struct seq *q, int from, int to)
+{
+    if (!q->active_mark || to <= q->active_from)
+        return q->tokens + from;
+    buf_clear(&b->keys);
+    int32_t *out = (int32_t *)buf_reserve(&b->keys, (size_t)(to - from) * sizeof *out);
+    for (int i = from; i < to; i++)
+        out[i - from] = key_at(q, i);
+    return out;
+}
+
+/* Gives q its mark. When there are no more, it shares with its like only, from the first token on:
+ * where it is activated is then a part of its salt. */
+static void mark(struct blocks *b, struct seq *q)
+{
+    if (!q->active.len || q->active_mark)
+        return;
+    struct str active = {q->active.data, q->active.len};
+    uintptr_t known = (uintptr_t)map_get(&b->marks, active);
+    int most = INT32_MAX / b->model->n_vocab - 1;
+    if (!known && b->marks.n < (size_t)(most < MOST_MARKS ? most : MOST_MARKS)) {
+        known = b->marks.n + 1;
+        map_put(&b->marks, active, (void *)known);
+    }
+    q->active_mark = (int32_t)known * b->model->n_vocab;
+    if (known)
+        return;
+    buf_add(&q->salt, q->active.data, q->active.len);
+    buf_add(&q->salt, &q->active_from, sizeof q->active_from);
+    buf_clear(&q->active);
+}
+
+static int common(const struct seq *p, const struct seq *q, int n)
 {
     int i = 0;
-    while (i < n && a[i] == b[i])
+    while (i < n && key_at(p, i) == key_at(q, i))
         i++;
     return i;
 }
@@ -62,7 +110,7 @@ static bool is_being_computed(const struct blocks *b, struct sched_item *const *
         if (p->item.n_tokens - p->item.n_computed == 1 || !str_eq(salt_of(p), salt_of(q)))
             continue;
         int most = p->item.n_tokens < q->item.n_tokens ? p->item.n_tokens : q->item.n_tokens - 1;
-        int same = common(p->tokens, q->tokens, most);
+        int same = common(p, q, most);
         if (same - known >= WORTH_WAITING)
             return true;
     }
@@ -87,13 +135,20 @@ static void let_go(struct blocks *b, const struct prefix_match *m)
         prefix_unref(&b->prefix, b->found[i]);
 }
 
+/* What is known of q's tokens but the last. */
+static struct prefix_match find(struct blocks *b, const struct seq *q)
+{
+    int n = q->item.n_tokens - 1;
+    return prefix_find(&b->prefix, salt_of(q), keys_of(b, q, 0, n), n, b->found);
+}
+
 enum sched_answer blocks_admit(struct blocks *b, struct seq *q, struct sched_item *const *plan,
                                int n_plan, int reserve)
 {
     struct sched_item *item = &q->item;
+    mark(b, q);
     /* at least one token is computed: its logits are the answer's beginning */
-    struct prefix_match m =
-        prefix_find(&b->prefix, salt_of(q), q->tokens, item->n_tokens - 1, b->found);
+    struct prefix_match m = find(b, q);
     int known = m.n_full * b->kv.block_tokens + m.n_partial;
     if (b->prefix.enabled && is_being_computed(b, plan, n_plan, q, known))
         return SCHED_WAIT;
@@ -157,8 +212,7 @@ enum sched_answer blocks_catch_up(struct blocks *b, struct seq *q, struct sched_
     *n_tokens = 0;
     if (!b->prefix.enabled)
         return SCHED_OK;
-    struct prefix_match m =
-        prefix_find(&b->prefix, salt_of(q), q->tokens, q->item.n_tokens - 1, b->found);
+    struct prefix_match m = find(b, q);
     if (goes_on(b, q, &m, first)) {
         take_over(b, q, &m, first);
         q->item.n_computed = m.n_full * b->kv.block_tokens + m.n_partial;
@@ -191,8 +245,8 @@ void blocks_publish(struct blocks *b, struct seq *q, int from, int to)
     for (int i = from / size; i * size < to; i++) {
         int n = to - i * size < size ? to - i * size : size;
         int32_t parent = i ? q->table.blocks[i - 1] : -1;
-        q->table.blocks[i] =
-            prefix_put(&b->prefix, salt_of(q), parent, q->table.blocks[i], q->tokens + i * size, n);
+        q->table.blocks[i] = prefix_put(&b->prefix, salt_of(q), parent, q->table.blocks[i],
+                                        keys_of(b, q, i * size, i * size + n), n);
     }
 }
 

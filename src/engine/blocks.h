@@ -2,6 +2,7 @@
  * stays pinned. Ties kv and prefix to struct seq; the bytes are the model's. One thread. */
 #pragma once
 
+#include "base/map.h"
 #include "engine/kv.h"
 #include "engine/prefix.h"
 #include "engine/seq.h"
@@ -13,6 +14,8 @@ struct blocks {
     struct prefix prefix;
     const struct engine_model *model; /* copies blocks */
     int32_t *found;                   /* [n_blocks] scratch of blocks_admit */
+    struct map marks;                 /* what activated adapters add -> their mark / n_vocab */
+    struct buf keys;                  /* scratch: marked tokens */
     struct pin *pins;
     int n_pinned; /* references that pins hold */
 };

@@ -80,7 +80,10 @@ struct engine_request {
     /* What changes the model for this request; copied. The engine holds a reference to each adapter
      * until the request is over, so the caller may replace or drop it at any time: a request ends
      * with the adapter that it began with. Prefixes are shared under the same adapters (by content
-     * digest) and scales only. */
+     * digest) and scales only. Activated adapters (adapter.h) are the exception: what comes before
+     * the tokens that activate one is shared with everybody who has the same other adapters. All
+     * activated ones of a request must begin at the same token; one whose tokens the prompt does
+     * not have is left out. */
     const struct adapter_use *adapters;
     int n_adapters;      /* 0 .. MODEL_MAX_ADAPTERS */
     bool pin;            /* the prompt's KV stays after the final event, until engine_unpin */

@@ -51,15 +51,38 @@ static int check_stops(const struct engine_request *r, const struct seq_limits *
     return 0;
 }
 
+/* The position from which an adapter changes the request: where its tokens stand last in the
+ * prompt, -1 if they don't; 0 for an adapter without such tokens. */
+static int activation(const struct engine_request *r, const struct adapter_use *use)
+{
+    const struct adapter_info *info = adapter_info(use->adapter);
+    size_t bytes = (size_t)info->n_invocation * sizeof *r->prompt;
+    if (!bytes)
+        return 0;
+    int at = r->n_prompt - info->n_invocation;
+    while (at >= 0 && memcmp(r->prompt + at, info->invocation, bytes) != 0)
+        at--;
+    return at < 0 ? -1 : at;
+}
+
 static int check_adapters(const struct engine_request *r, struct err *e)
 {
+    int from = 0;
     if (r->n_adapters < 0 || r->n_adapters > MODEL_MAX_ADAPTERS)
         return err_param(e, ERR_INVALID, "adapters", "%d adapters, at most %d are taken",
                          r->n_adapters, MODEL_MAX_ADAPTERS);
-    for (int i = 0; i < r->n_adapters; i++)
+    for (int i = 0; i < r->n_adapters; i++) {
+        int at = activation(r, &r->adapters[i]);
         if (!isfinite(r->adapters[i].scale))
             return err_param(e, ERR_INVALID, "adapters", "the scale of adapter %d is not finite",
                              i);
+        if (at > 0 && from > 0 && at != from)
+            return err_param(e, ERR_UNSUPPORTED, "adapters",
+                             "activated adapters begin at tokens %d and %d of the prompt: they "
+                             "cannot be combined",
+                             from, at);
+        from = at > 0 ? at : from;
+    }
     return 0;
 }
 
@@ -96,22 +119,36 @@ static void seed_rng(struct seq *q)
     rng_seed(&q->rng, seed);
 }
 
+static void add_use(struct buf *out, const struct adapter_use *use)
+{
+    const struct adapter_info *info = adapter_info(use->adapter);
+    buf_addc(out, 0);
+    buf_add(out, info->digest, sizeof info->digest);
+    buf_add(out, &use->scale, sizeof use->scale);
+}
+
 void seq_salt(struct buf *out, const char *cache_salt, const struct adapter_use *adapters, int n)
 {
     buf_adds(out, cache_salt ? cache_salt : "");
-    for (int i = 0; i < n; i++) {
-        const struct adapter_info *info = adapter_info(adapters[i].adapter);
-        buf_addc(out, 0);
-        buf_add(out, info->digest, sizeof info->digest);
-        buf_add(out, &adapters[i].scale, sizeof adapters[i].scale);
-    }
+    for (int i = 0; i < n; i++)
+        if (adapters[i].from == 0)
+            add_use(out, &adapters[i]);
 }
 
+/* Takes those that have an effect on the prompt; check_adapters has seen them. */
 static void take_adapters(struct seq *q, const struct engine_request *r)
 {
     for (int i = 0; i < r->n_adapters; i++) {
-        q->adapters[q->n_adapters++] = r->adapters[i];
-        adapter_ref(r->adapters[i].adapter);
+        struct adapter_use use = r->adapters[i];
+        use.from = activation(r, &use);
+        if (use.from < 0)
+            continue;
+        adapter_ref(use.adapter);
+        q->adapters[q->n_adapters++] = use;
+        if (use.from == 0)
+            continue;
+        q->active_from = use.from;
+        add_use(&q->active, &use);
     }
 }
 
@@ -148,8 +185,8 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
     stop_init(&q->stop, r->stop, r->n_stop);
     seed_rng(q);
     buf_adds(&q->tenant, r->tenant ? r->tenant : "");
-    seq_salt(&q->salt, r->cache_salt, r->adapters, r->n_adapters);
     take_adapters(q, r);
+    seq_salt(&q->salt, r->cache_salt, q->adapters, q->n_adapters);
     *out = q;
     return 0;
 }
@@ -167,6 +204,7 @@ void seq_free(struct seq *q)
         adapter_unref(q->adapters[i].adapter);
     buf_release(&q->tenant);
     buf_release(&q->salt);
+    buf_release(&q->active);
     buf_release(&q->text);
     buf_release(&q->logprobs);
     free(q);

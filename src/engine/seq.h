@@ -34,6 +34,10 @@ struct seq {
     struct buf tenant, salt; /* salt: cache_salt, then what the adapters add (seq.c) */
     struct adapter_use adapters[MODEL_MAX_ADAPTERS];
     int n_adapters;
+    struct buf active; /* what adapters add that begin at active_from, "" if there are none */
+    int active_from;
+    int32_t
+        active_mark; /* tells tokens from there on apart from the same ones without (blocks.c) */
     int priority;
     int64_t deadline_ms;
 
@@ -60,7 +64,8 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
 void seq_free(struct seq *q);
 
 /* What prefixes are shared under: cache_salt (or NULL) and, each after a NUL, digest and scale of
- * the adapters, because KV depends on them. prefix_forget finds it under cache_salt. */
+ * the adapters that change every position, because KV depends on them. prefix_forget finds it under
+ * cache_salt. */
 void seq_salt(struct buf *out, const char *cache_salt, const struct adapter_use *adapters, int n);
 
 static inline int seq_n_output(const struct seq *q)

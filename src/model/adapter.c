@@ -207,6 +207,7 @@ static void fill_info(struct adapter *a, const struct adapter_parts *p)
                 (uint64_t)l->in[in].rank * (uint64_t)lora_n_cols(hp, (enum lora_input)in);
     }
     EVP_DigestUpdate(md, a->memory, a->memory_bytes);
+    EVP_DigestUpdate(md, info->invocation, (size_t)info->n_invocation * sizeof *info->invocation);
     BUG_ON(!EVP_DigestFinal_ex(md, info->digest, NULL));
     EVP_MD_CTX_free(md);
     info->bytes = sizeof *a + (size_t)a->n_layers * sizeof *a->layers + a->memory_bytes;

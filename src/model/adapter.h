@@ -7,6 +7,7 @@
  *     patterns, rank-stabilised scaling, fused names (qkv_proj, gate_up_proj) and single ones, in
  *     either form on fused weights,
  *   - GGUF adapters (general.type "adapter", adapter.type "lora").
+ * Adapters may be activated by tokens of the prompt (alora_invocation_tokens).
  * What would give other numbers than its trainer saw is refused with the reason: DoRA, biases,
  * modules saved whole, initialisations that change the base, shapes of another base, unknown
  * targets, numbers that are not finite.
@@ -15,8 +16,8 @@
  * outlive it. Any thread may open one while the model runs: only the shape of the model is read.
  * Which paths may be opened is the caller's business.
  *
- * Sources: arXiv 2106.09685 (LoRA), 2312.03732 (rank-stabilised); peft 0.21 for names and patterns;
- * llama.cpp's convert_lora_to_gguf.py for GGUF adapters. */
+ * Sources: arXiv 2106.09685 (LoRA), 2312.03732 (rank-stabilised), 2504.12397 (activated); peft 0.21
+ * for names and patterns; llama.cpp's convert_lora_to_gguf.py for GGUF adapters. */
 #pragma once
 
 #include <stdbool.h>
@@ -28,15 +29,19 @@
 struct model;
 struct adapter;
 
-enum { ADAPTER_MAX_RANK = 512 };
+enum { ADAPTER_MAX_RANK = 512, ADAPTER_MAX_INVOCATION = 64 };
 
 struct adapter_info {
     const char *format;   /* "peft", "gguf" or "random" */
     char base_model[256]; /* what the adapter says it was trained on, may be "" */
     int max_rank;
-    int n_targets;      /* weights that it changes, a fused one counted by its parts */
-    uint64_t n_params;  /* numbers in A and B */
-    size_t bytes;       /* resident */
+    int n_targets;     /* weights that it changes, a fused one counted by its parts */
+    uint64_t n_params; /* numbers in A and B */
+    size_t bytes;      /* resident */
+    /* An activated adapter (aLoRA) changes a sequence from the last place on where its prompt has
+     * these tokens, and not at all if it has them nowhere. 0 tokens: it changes everything. */
+    int32_t invocation[ADAPTER_MAX_INVOCATION];
+    int n_invocation;
     uint8_t digest[32]; /* SHA-256 of all that it computes with: what KV made with it is keyed by.
                            Two adapters of one digest give the same numbers. */
 };

@@ -193,6 +193,30 @@ static int expect_str(const struct gguf *g, const char *key, const char *value, 
                    (int)(s.n < 64 ? s.n : 64), s.p, value);
 }
 
+/* The tokens that activate the adapter, if there are any. */
+static int read_invocation(struct adapter_info *info, const struct gguf *g, int n_vocab,
+                           struct err *e)
+{
+    static const char key[] = "adapter.alora.invocation_tokens";
+    struct gguf_arr ids;
+    if (!gguf_has_arr(g, key))
+        return 0;
+    int rc = gguf_get_arr(g, key, GGUF_U32, &ids, e);
+    if (rc)
+        return rc;
+    if (ids.n > ADAPTER_MAX_INVOCATION)
+        return err_set(e, ERR_LIMIT, "%s has more than %d ids", key, ADAPTER_MAX_INVOCATION);
+    for (size_t i = 0; i < ids.n; i++) {
+        uint32_t id;
+        memcpy(&id, (const char *)ids.data + i * sizeof id, sizeof id);
+        if (id >= (uint32_t)n_vocab)
+            return err_set(e, ERR_FORMAT, "%s: this model has ids 0 to %d", key, n_vocab - 1);
+        info->invocation[i] = (int32_t)id;
+    }
+    info->n_invocation = (int)ids.n;
+    return 0;
+}
+
 int adapter_read_gguf(struct adapter_parts *p, const struct gguf *g, struct adapter_info *info,
                       struct err *e)
 {
@@ -204,9 +228,8 @@ int adapter_read_gguf(struct adapter_parts *p, const struct gguf *g, struct adap
         rc = expect_str(g, "general.architecture", p->model->arch->name, e);
     if (!rc)
         rc = gguf_get_f32(g, "adapter.lora.alpha", &alpha, e);
-    if (!rc && gguf_has_arr(g, "adapter.alora.invocation_tokens"))
-        rc = err_set(e, ERR_UNSUPPORTED,
-                     "adapter.alora.invocation_tokens: activated LoRA is not supported");
+    if (!rc)
+        rc = read_invocation(info, g, p->model->hp.n_vocab, e);
     for (size_t i = 0; i < gguf_n_tensors(g) && !rc; i++)
         rc = add_gguf_tensor(p, gguf_tensor_at(g, i), alpha, e);
     struct str base = gguf_str(g, "general.base_model.0.name", "");

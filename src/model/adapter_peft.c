@@ -31,7 +31,6 @@ static const struct {
     {"trainable_token_indices", "trained embeddings are not supported"},
     {"layer_replication", "replicated layers are not supported"},
     {"target_parameters", "adapters on bare parameters are not supported"},
-    {"alora_invocation_tokens", "activated LoRA is not supported"},
     {"use_qalora", "QALoRA is not supported"},
     {"use_bdlora", "block-diagonal LoRA is not supported"},
     {"arrow_config", "routing between adapters (Arrow) is not supported"},
@@ -292,6 +291,26 @@ static int add_tensor(struct adapter_parts *p, const struct config *c, const str
     return rc ? err_prefix(e, rc, "tensor %.*s", (int)t->name.n, t->name.p) : 0;
 }
 
+/* The tokens that activate the adapter, if there are any. */
+static int read_invocation(struct adapter_info *info, const json_t *v, int n_vocab, struct err *e)
+{
+    if (is_off(v))
+        return 0;
+    size_t n = json_array_size(v);
+    if (n < 1 || n > ADAPTER_MAX_INVOCATION)
+        return err_set(e, ERR_LIMIT, "alora_invocation_tokens must be a list of 1 to %d token ids",
+                       ADAPTER_MAX_INVOCATION);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *id = json_array_get(v, i);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= n_vocab)
+            return err_set(e, ERR_FORMAT, "alora_invocation_tokens: this model has ids 0 to %d",
+                           n_vocab - 1);
+        info->invocation[i] = (int32_t)json_integer_value(id);
+    }
+    info->n_invocation = (int)n;
+    return 0;
+}
+
 int adapter_read_peft(struct adapter_parts *p, const struct safetensors *s, const void *config,
                       size_t config_bytes, struct adapter_info *info, struct err *e)
 {
@@ -301,6 +320,9 @@ int adapter_read_peft(struct adapter_parts *p, const struct safetensors *s, cons
     if (!json)
         return err_set(e, ERR_FORMAT, "adapter_config.json: %s", why.msg);
     int rc = read_config(&c, json, e);
+    if (!rc)
+        rc = read_invocation(info, json_object_get(json, "alora_invocation_tokens"),
+                             p->model->hp.n_vocab, e);
     if (rc)
         err_prefix(e, rc, "adapter_config.json");
     for (size_t i = 0; i < safetensors_count(s) && !rc; i++)

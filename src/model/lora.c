@@ -65,13 +65,23 @@ static struct lora_group *group_of(struct lora_lists *l, const struct adapter *a
     return &l->groups[at];
 }
 
+/* The first token of a sequence's part that the adapter changes, n_tokens if there is none. */
+static int first_changed(const struct batch_seq *s, const struct adapter_use *use)
+{
+    int before = use->from - s->pos;
+    return before < 0 ? 0 : before < s->n_tokens ? before : s->n_tokens;
+}
+
 void lora_list(struct lora_lists *l, const struct batch_seq *seqs, int n_seqs)
 {
     l->n_groups = 0;
     for (int i = 0; i < n_seqs; i++) {
         BUG_ON(seqs[i].n_adapters < 0 || seqs[i].n_adapters > MODEL_MAX_ADAPTERS);
-        for (int u = 0; u < seqs[i].n_adapters; u++)
-            group_of(l, seqs[i].adapters[u].adapter)->n += seqs[i].n_tokens;
+        for (int u = 0; u < seqs[i].n_adapters; u++) {
+            int n = seqs[i].n_tokens - first_changed(&seqs[i], &seqs[i].adapters[u]);
+            if (n)
+                group_of(l, seqs[i].adapters[u].adapter)->n += n;
+        }
     }
     int first = 0;
     size_t h = 0;
@@ -87,6 +97,8 @@ void lora_list(struct lora_lists *l, const struct batch_seq *seqs, int n_seqs)
     for (int i = 0; i < n_seqs; token += seqs[i++].n_tokens)
         for (int t = 0; t < seqs[i].n_tokens; t++)
             for (int u = 0; u < seqs[i].n_adapters; u++) {
+                if (t < first_changed(&seqs[i], &seqs[i].adapters[u]))
+                    continue;
                 struct lora_group *g = group_of(l, seqs[i].adapters[u].adapter);
                 int at = g->first + g->n++;
                 l->tokens[at] = token + t;

@@ -71,11 +71,13 @@ void kv_mem_copy(struct kv_mem *kv, int32_t to, int32_t from, int n_tokens);
 void kv_mem_read(const struct kv_mem *kv, int32_t block, void *out);
 void kv_mem_write(struct kv_mem *kv, int32_t block, const void *in);
 
-/* An adapter (adapter.h) that a sequence uses, and how strongly: 1 as it was trained. */
+/* An adapter (adapter.h) that a sequence uses, how strongly (1 as it was trained), and from which
+ * position on. The engine finds `from` out itself (activated adapters); for others it is 0. */
 struct adapter;
 struct adapter_use {
     struct adapter *adapter;
     float scale;
+    int from;
 };
 
 enum { MODEL_MAX_ADAPTERS = 4 }; /* of a sequence */

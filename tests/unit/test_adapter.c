@@ -187,6 +187,37 @@ static void logits_equal_those_of_peft(void **state)
     }
 }
 
+/* An activated adapter, as the engine would use it on this prompt; before that place the logits are
+ * those of the base, bit for bit. */
+static void activated_from_a_token_on(void **state)
+{
+    enum { FROM = 11 };
+    static const int steps[] = {N_TOKENS, 7, 1};
+    struct rig r = rig_open("llama", NULL, 2);
+    struct adapter *a = open_adapter(&r, "llama_activated");
+    const struct adapter_info *info = adapter_info(a);
+    struct err e = {0};
+    assert_int_equal(info->n_invocation, 2);
+    assert_memory_equal(info->invocation, r.tokens + FROM, 2 * sizeof *r.tokens);
+    safetensors_close(r.expected);
+    if (safetensors_open(&r.expected, DIR "activated.safetensors", 1 << 20, &e))
+        fail_msg("%s", e.msg);
+    float *want = expected(&r, "llama_activated"), *base = run_alone(&r, NULL, 0, N_TOKENS);
+    for (size_t i = 0; i < ARRAY_LEN(steps); i++) {
+        struct adapter_use use = {a, 1, FROM};
+        float *got = run_alone(&r, &use, 1, steps[i]);
+        assert_memory_equal(got, base, (size_t)FROM * (size_t)r.n_vocab * sizeof *got);
+        double d = distance(&r, got, want);
+        if (!(d < tolerance))
+            fail_msg("relative error %g", d);
+        free(got);
+    }
+    free(want);
+    free(base);
+    adapter_unref(a);
+    rig_close(&r);
+}
+
 /* The unfused form of an adapter is the same adapter; the GGUF form of one with its scale in
  * another place is not bit for bit. */
 static void digests_tell_adapters_apart(void **state)
@@ -323,8 +354,9 @@ static const struct refusal config_refusals[] = {
      "modules_to_save"},
     {"\"layer_replication\": null", "\"layer_replication\": [[0, 1]]", ERR_UNSUPPORTED,
      "layer_replication"},
-    {"\"alora_invocation_tokens\": null", "\"alora_invocation_tokens\": [5]", ERR_UNSUPPORTED,
-     "activated"},
+    {"\"alora_invocation_tokens\": null", "\"alora_invocation_tokens\": [96]", ERR_FORMAT,
+     "ids 0 to 95"},
+    {"\"alora_invocation_tokens\": null", "\"alora_invocation_tokens\": 5", ERR_LIMIT, "a list"},
     {"\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"", ERR_UNSUPPORTED, "pissa"},
     {"\"peft_type\": \"LORA\"", "\"peft_type\": \"IA3\"", ERR_UNSUPPORTED, "IA3"},
     {"\"r\": 4", "\"r\": 8", ERR_FORMAT, "rank 4, but the config says 8"},
@@ -504,6 +536,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_equal_those_of_peft),
         cmocka_unit_test(digests_tell_adapters_apart),
+        cmocka_unit_test(activated_from_a_token_on),
         cmocka_unit_test(sequences_in_a_batch_equal_each_alone),
         cmocka_unit_test(scales_mean_what_they_say),
         cmocka_unit_test(refuses_configs),

@@ -3,10 +3,12 @@
  * prefix cache that must never mix them up. */
 #include "unit.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/rng.h"
 #include "engine_harness.h"
 #include "model/adapter.h"
 
@@ -221,6 +223,138 @@ static void adapters_outlive_their_owner(void **state)
     rig_free(r);
 }
 
+/* ---- activated adapters ---- */
+
+/* The one of the vectors, activated by tokens that the tokenizer knows. */
+static struct adapter *open_activated(struct rig *r, const char *invocation)
+{
+    char config[8192] = {0}, *tensors = xcalloc(1, 1 << 20);
+    struct err e = {0};
+    struct adapter *a;
+    FILE *f = fopen(VECTORS "/adapter/llama_activated/adapter_config.json", "r");
+    assert_true(f && fread(config, 1, sizeof config - 1, f) > 0);
+    fclose(f);
+    char *open = strchr(strstr(config, "alora_invocation_tokens"), '[');
+    char *close = strchr(open, ']');
+    struct buf changed = {0};
+    buf_add(&changed, config, (size_t)(open - config));
+    buf_adds(&changed, invocation);
+    buf_adds(&changed, close + 1);
+    f = fopen(VECTORS "/adapter/llama_activated/adapter_model.safetensors", "rb");
+    size_t n = fread(tensors, 1, 1 << 20, f);
+    fclose(f);
+    if (adapter_open_peft(&a, r->model, changed.data, changed.len, tensors, n, &e))
+        fail_msg("%s", e.msg);
+    buf_release(&changed);
+    free(tensors);
+    return a;
+}
+
+enum { LONG = 100, OFTEN = 120 };
+
+/* A prompt like others, with the invocation tokens at some places or none. */
+static void mixed_prompt(struct rng *rng, int32_t out[LONG])
+{
+    make_prompt(out, LONG, (int)rng_below(rng, 2));
+    for (uint64_t n = rng_below(rng, 3); n; n--) {
+        int at = (int)rng_below(rng, 4) * 24 + (int)rng_below(rng, 2);
+        out[at] = 44;
+        out[at + 1] = 45;
+    }
+}
+
+static struct answer run_one(struct rig *r, const int32_t *prompt, int n, int n_tokens,
+                             const struct adapter_use *uses, int n_uses)
+{
+    struct answer a = {0};
+    struct err e = {0};
+    uint64_t id;
+    struct engine_request q = greedy_request(prompt, n, n_tokens, &a);
+    q.ignore_eos = true;
+    q.adapters = uses;
+    q.n_adapters = n_uses;
+    if (engine_submit(r->engine, &q, &id, &e))
+        fail_msg("%s", e.msg);
+    run_until_idle(r->engine);
+    return a;
+}
+
+/* Whatever is cached, each request says what a fresh engine says; and much is cached. */
+static void activated_adapters_share_what_they_leave(void **state)
+{
+    struct rig *r = rig_new();
+    struct adapter *a = open_activated(r, "[44, 45]");
+    struct adapter_use cases[][2] = {
+        {{NULL}}, {{a, 4}}, {{a, 2}}, {{a, 4}, {r->adapters[1], 8}}, {{r->adapters[1], 8}}};
+    static const int n_uses[] = {0, 1, 1, 2, 1};
+    int32_t(*prompts)[LONG] = xcalloc(OFTEN, sizeof *prompts);
+    struct answer *want = xcalloc(OFTEN, sizeof *want);
+    struct rng rng;
+    int differ = 0;
+    rng_seed(&rng, 4);
+    for (int i = 0; i < OFTEN; i++) {
+        mixed_prompt(&rng, prompts[i]);
+        new_engine(r);
+        want[i] = run_one(r, prompts[i], LONG, 12, cases[i % 5], n_uses[i % 5]);
+        for (int k = 0; k < i; k++)
+            differ += !memcmp(prompts[i], prompts[k], sizeof *prompts) &&
+                      memcmp(want[i].ids, want[k].ids, 12 * sizeof(int32_t));
+    }
+    assert_true(differ > 50);
+    new_engine(r);
+    for (int i = 0; i < OFTEN; i++) {
+        struct answer got = run_one(r, prompts[i], LONG, 12, cases[i % 5], n_uses[i % 5]);
+        assert_memory_equal(got.ids, want[i].ids, 12 * sizeof(int32_t));
+        answer_release(&got);
+        answer_release(&want[i]);
+    }
+    struct engine_stats stats;
+    engine_get_stats(r->engine, &stats);
+    assert_true(stats.cached_tokens > OFTEN * LONG / 2);
+    adapter_unref(a);
+    free(want);
+    free(prompts);
+    rig_free(r);
+}
+
+static void activated_where_the_tokens_stand_last(void **state)
+{
+    struct rig *r = rig_new();
+    struct adapter *a = open_activated(r, "[44, 45]"), *b = open_activated(r, "[50]");
+    int32_t prompt[LONG];
+    make_prompt(prompt, LONG, 0);
+    struct adapter_use use = {a, 4}, two[2] = {{a, 4}, {b, 4}};
+    struct answer base = run_one(r, prompt, LONG, 12, NULL, 0);
+    struct answer none = run_one(r, prompt, LONG, 12, &use, 1); /* is not called for */
+    assert_int_equal(none.usage.cached_tokens, LONG - 1);
+    assert_memory_equal(none.ids, base.ids, 12 * sizeof(int32_t));
+    prompt[10] = prompt[80] = 44;
+    prompt[11] = prompt[81] = 45;
+    struct answer plain = run_one(r, prompt, LONG, 12, NULL, 0);
+    struct answer first = run_one(r, prompt, LONG, 12, &use, 1);
+    assert_int_equal(first.usage.cached_tokens, 80); /* all of the base up to the second place */
+    assert_memory_not_equal(first.ids, plain.ids, 12 * sizeof(int32_t));
+    struct answer second = run_one(r, prompt, LONG, 12, &use, 1);
+    assert_int_equal(second.usage.cached_tokens, LONG - 1);
+    assert_memory_equal(second.ids, first.ids, 12 * sizeof(int32_t));
+    prompt[90] = 50;
+    struct answer q = {0};
+    struct engine_request er = greedy_request(prompt, LONG, 4, &q);
+    struct err e = {0};
+    uint64_t id;
+    er.adapters = two;
+    er.n_adapters = 2;
+    assert_int_equal(engine_submit(r->engine, &er, &id, &e), ERR_UNSUPPORTED);
+    answer_release(&base);
+    answer_release(&none);
+    answer_release(&plain);
+    answer_release(&first);
+    answer_release(&second);
+    adapter_unref(a);
+    adapter_unref(b);
+    rig_free(r);
+}
+
 static void refuses_what_cannot_be_meant(void **state)
 {
     struct rig *r = rig_new();
@@ -249,6 +383,8 @@ int main(void)
         cmocka_unit_test(each_request_gets_its_adapter),
         cmocka_unit_test(prefixes_are_kept_apart),
         cmocka_unit_test(adapters_outlive_their_owner),
+        cmocka_unit_test(activated_adapters_share_what_they_leave),
+        cmocka_unit_test(activated_where_the_tokens_stand_last),
         cmocka_unit_test(refuses_what_cannot_be_meant),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
