@@ -48,8 +48,8 @@ void handle_health(struct exchange *x)
     jw_init(&w, &body);
     jw_obj(&w);
     jw_kstr(&w, "status", h.status);
-    if (!ok)
-        jw_kstr(&w, "reason", buf_str(&h.reason));
+    if (h.reason.len)
+        jw_kstr(&w, ok ? "loading" : "reason", buf_str(&h.reason));
     if (!ok && h.progress >= 0)
         jw_knum(&w, "progress", (double)(int)(h.progress * 1000) / 1000);
     jw_obj_end(&w);
