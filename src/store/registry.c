@@ -269,7 +269,7 @@ void registry_used(struct registry *r, const char *name)
     if (x) {
         x->uses++;
         x->last_used_unix_s = clock_unix_s();
-        r->unsaved = true;
+        map_put(&r->unsaved, str_of(name), r);
     }
     pthread_mutex_unlock(&r->lock);
 }

@@ -1,4 +1,5 @@
 /* registry_change.c - what changes the registry: rows first, memory when they are committed. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -118,6 +119,7 @@ void registry_close(struct registry *r)
     map_release(&r->entries);
     map_release(&r->aliases);
     map_release(&r->users);
+    map_release(&r->unsaved);
     pthread_mutex_destroy(&r->writer);
     pthread_mutex_destroy(&r->lock);
     free(r);
@@ -549,37 +551,46 @@ int registry_take(struct registry *r, const char *user, const char *base, struct
 
 /* ---- counts ---- */
 
-static int save_one(struct registry *r, const struct registry_entry *x, struct err *e)
+static int save_one(struct registry *r, struct str name, struct err *e)
 {
-    struct db_stmt *q = db_stmt(r->db, "update adapters set uses = ?2, last_used = ?3"
-                                       " where name = ?1 and (uses <> ?2 or last_used <> ?3)");
-    db_bind_text(q, 1, x->name);
-    db_bind_int(q, 2, (int64_t)x->uses);
-    db_bind_int(q, 3, x->last_used_unix_s);
+    uint64_t uses = 0;
+    int64_t last = 0;
+    pthread_mutex_lock(&r->lock);
+    const struct registry_entry *x = map_get(&r->entries, name);
+    if (x) {
+        uses = x->uses;
+        last = x->last_used_unix_s;
+    }
+    pthread_mutex_unlock(&r->lock);
+    if (!x)
+        return 0;
+    struct db_stmt *q =
+        db_stmt(r->db, "update adapters set uses = ?2, last_used = ?3 where name = ?1");
+    char text[REGISTRY_NAME_BYTES + 1];
+    snprintf(text, sizeof text, "%.*s", (int)name.n, name.p);
+    db_bind_text(q, 1, text);
+    db_bind_int(q, 2, (int64_t)uses);
+    db_bind_int(q, 3, last);
     return db_run(q, e);
 }
 
 int registry_save(struct registry *r, struct err *e)
 {
-    struct registry_list list;
+    struct map_slot *slot;
     pthread_mutex_lock(&r->lock);
-    bool any = r->unsaved;
-    r->unsaved = false;
+    struct map names = r->unsaved;
+    r->unsaved = (struct map){0};
     pthread_mutex_unlock(&r->lock);
-    if (!any)
-        return 0;
-    int rc = begin(r, e);
-    if (!rc) {
-        registry_list(r, &list);
-        for (size_t i = 0; i < list.n && !rc; i++)
-            rc = save_one(r, &list.entries[i], e);
-        registry_list_release(&list);
+    int rc = names.n ? begin(r, e) : 0;
+    if (names.n && !rc) {
+        for (size_t i = 0; (slot = map_next(&names, &i)) && !rc;)
+            rc = save_one(r, (struct str){slot->key, slot->n}, e);
         rc = leave(r, finish(r, rc, NULL, e));
     }
-    if (rc) {
-        pthread_mutex_lock(&r->lock);
-        r->unsaved = true;
-        pthread_mutex_unlock(&r->lock);
-    }
+    pthread_mutex_lock(&r->lock);
+    for (size_t i = 0; rc && (slot = map_next(&names, &i));) /* next time */
+        map_put(&r->unsaved, (struct str){slot->key, slot->n}, r);
+    pthread_mutex_unlock(&r->lock);
+    map_release(&names);
     return rc;
 }

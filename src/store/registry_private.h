@@ -15,7 +15,7 @@ struct registry {
     struct map entries;     /* name -> struct registry_entry */
     struct map aliases;     /* alias -> struct registry_link */
     struct map users;       /* registry_user_key -> struct registry_link */
-    bool unsaved;           /* there are new counts */
+    struct map unsaved;     /* names whose counts are new -> the registry */
 };
 
 /* user NUL base: neither holds a NUL */

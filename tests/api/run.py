@@ -36,6 +36,7 @@ def main():
         "raw sockets": [sys.executable, HERE / "raw.py"],
         "personas": [VENV / "bin/python", HERE / "personas.py"],
         "adapters": [VENV / "bin/python", HERE / "adapters.py"],
+        "activated adapters": [sys.executable, HERE / "activated.py"],
         "tool calls": [VENV / "bin/python", HERE / "tool_calls.py"],
         "backends": [VENV / "bin/python", HERE / "backends.py"],
         "nginx on either side": [sys.executable, HERE / "nginx.py"],
