@@ -4,13 +4,18 @@
  *   wrk -c200 http://127.0.0.1:PORT/stream    100 events each, made by another thread
  *   many connections to /idle                 streams that say nothing: memory of each
  *
+ * For a gateway in front of it, it is an engine without any work: /v1/models, and
+ * POST /v1/chat/completions, answered at once, or with "stream":true by 100 events and [DONE].
+ *
  * The other thread stands for an engine: it makes one event for each open stream per step, and
  * posts a step to the loop at once. It runs as fast as the loop takes the steps. */
+#define _GNU_SOURCE /* memmem */
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "http/http.h"
@@ -18,8 +23,18 @@
 
 enum { EVENTS = 100, MAX_STREAMS = 20000 };
 
+static const char answer[] =
+    "{\"id\":\"chatcmpl-0\",\"object\":\"chat.completion\",\"created\":1,\"model\":\"m\","
+    "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"Hello.\"},"
+    "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":2,"
+    "\"total_tokens\":11}}";
+static const char models[] =
+    "{\"object\":\"list\",\"data\":[{\"id\":\"m\",\"object\":\"model\",\"created\":1,"
+    "\"owned_by\":\"bench\"}]}";
+
 struct stream {
     struct http_req *req; /* NULL once the client has gone; the loop's thread only */
+    bool done_mark;       /* [DONE] after the last event */
     int n_sent;           /* the loop's thread only */
     int n_made;           /* the producer's only */
 };
@@ -50,12 +65,20 @@ static void on_request(struct http_req *r)
         http_begin_events(r);
         return;
     }
-    if (!str_eqs(r->path, "/stream")) {
+    bool chat = str_eqs(r->path, "/v1/chat/completions");
+    bool streams = chat && memmem(r->body.p, r->body.n, "\"stream\":true", 13);
+    if ((chat && !streams) || str_eqs(r->path, "/v1/models")) {
+        const char *text = chat ? answer : models;
+        http_reply(r, 200, "application/json", text, strlen(text));
+        return;
+    }
+    if (!streams && !str_eqs(r->path, "/stream")) {
         http_reply(r, 200, "application/json", "{\"status\":\"ok\"}", 15);
         return;
     }
     struct stream *s = xcalloc(1, sizeof *s);
     s->req = r;
+    s->done_mark = streams;
     r->user = s;
     r->on_closed = on_closed;
     http_begin_events(r);
@@ -80,6 +103,8 @@ static void run_step(void *arg)
             continue;
         if (s->req) {
             s->req->user = NULL;
+            if (s->done_mark)
+                http_write_event(s->req, NULL, "[DONE]", 6);
             http_end(s->req);
         }
     }

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE /* memmem */
 #include "gateway/event_pass.h"
 
 #include "base/json_scan.h"
@@ -24,14 +23,15 @@ static bool take_data(struct event_pass *p, struct str v)
     while (v.n && *v.p == ' ')
         v = (struct str){v.p + 1, v.n - 1};
     if (str_eqs(v, "[DONE]")) {
+        struct str last = p->last.p ? p->last : (struct str){buf_str(&p->kept), p->kept.len};
         p->done = true;
+        event_usage(last, &p->prompt_tokens, &p->completion_tokens);
         return true;
     }
     if (v.n < 2 || v.p[0] != '{' || v.p[v.n - 1] != '}' || memchr(v.p, 0, v.n))
         return false;
     p->n_data++;
-    if (memmem(v.p, v.n, "\"usage\":{", 9) || memmem(v.p, v.n, "\"usage\": {", 10))
-        event_usage(v, &p->prompt_tokens, &p->completion_tokens);
+    p->last = v;
     return true;
 }
 
@@ -69,37 +69,59 @@ static bool take_lines(struct event_pass *p, struct str text, size_t *whole, siz
     return true;
 }
 
-bool event_pass_add(struct event_pass *p, const char *data, size_t n, struct str *out)
+/* Usage comes with the last data line, which may be in an earlier piece than [DONE]. */
+static void keep_last(struct event_pass *p)
+{
+    if (p->last.p && !p->done) {
+        buf_clear(&p->kept);
+        buf_add(&p->kept, p->last.p, p->last.n);
+    }
+    p->last = (struct str){NULL, 0};
+}
+
+/* As a rule a piece is whole events, and goes on from where it is. */
+static bool add_direct(struct event_pass *p, const char *data, size_t n, struct str *out)
 {
     size_t whole = 0, seen = 0;
+    if (!take_lines(p, (struct str){data, n}, &whole, &seen))
+        return false;
+    *out = (struct str){data, whole};
+    if (whole < n)
+        buf_add(&p->held, data + whole, n - whole);
+    p->scanned = seen - whole;
+    return true;
+}
+
+static bool add_held(struct event_pass *p, const char *data, size_t n, struct str *out)
+{
+    size_t whole = 0, seen = 0;
+    buf_add(&p->held, data, n);
+    struct str rest = {p->held.data + p->scanned, p->held.len - p->scanned};
+    if (!take_lines(p, rest, &whole, &seen))
+        return false;
+    if (whole) {
+        p->passed = p->scanned + whole;
+        *out = (struct str){p->held.data, p->passed};
+        p->scanned = seen - whole;
+    } else {
+        p->scanned += seen;
+    }
+    return true;
+}
+
+bool event_pass_add(struct event_pass *p, const char *data, size_t n, struct str *out)
+{
     *out = (struct str){NULL, 0};
     buf_consume(&p->held, p->passed);
     p->passed = 0;
-    if (!p->held.len) { /* as a rule a piece is whole events */
-        if (!take_lines(p, (struct str){data, n}, &whole, &seen))
-            return false;
-        *out = (struct str){data, whole};
-        if (whole < n)
-            buf_add(&p->held, data + whole, n - whole);
-        p->scanned = seen - whole;
-    } else {
-        buf_add(&p->held, data, n);
-        struct str rest = {p->held.data + p->scanned, p->held.len - p->scanned};
-        if (!take_lines(p, rest, &whole, &seen))
-            return false;
-        if (whole) {
-            p->passed = p->scanned + whole;
-            *out = (struct str){p->held.data, p->passed};
-            p->scanned = seen - whole;
-        } else {
-            p->scanned += seen;
-        }
-    }
-    return p->held.len - p->passed <= EVENT_MAX_BYTES;
+    bool fine = (p->held.len ? add_held : add_direct)(p, data, n, out);
+    keep_last(p);
+    return fine && p->held.len - p->passed <= EVENT_MAX_BYTES;
 }
 
 void event_pass_release(struct event_pass *p)
 {
     buf_release(&p->held);
+    buf_release(&p->kept);
     *p = (struct event_pass){0};
 }

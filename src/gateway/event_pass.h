@@ -20,6 +20,8 @@ struct event_pass {
     struct buf held;                          /* the beginning of an event */
     size_t passed;                            /* of held, handed out by the last call */
     size_t scanned;                           /* of the rest, lines that were looked at */
+    struct str last;                          /* data line of the current piece */
+    struct buf kept;                          /* copy of the one of an earlier piece */
     bool done;                                /* [DONE] went by: nothing may follow */
     uint64_t n_data;                          /* data lines, [DONE] left out */
     int64_t prompt_tokens, completion_tokens; /* of the last usage that went by, 0: none */

@@ -2,7 +2,9 @@
 
 #include <curl/curl.h>
 #include <stdlib.h>
-#include <strings.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <uv.h>
 
 #include "base/clock.h"
@@ -13,19 +15,24 @@ enum {
     MAX_IDLE = 256,
     MAX_HEAD_BYTES = 64 << 10,
     MAX_SPARE = 256, /* easy handles kept for later */
+    MAX_ROOM = 256 << 10,
 };
 
 struct http_client {
     struct http_client_opts opts;
     uv_loop_t *uv;
     CURLM *multi;
-    uv_timer_t timer;  /* libcurl's */
-    uv_timer_t due;    /* the earliest limit of a call */
-    int64_t due_ms;    /* of the running timer, 0: it is idle */
-    int depth;         /* > 0: libcurl is on the stack, where handles cannot come and go */
-    struct link calls; /* known to libcurl */
-    struct link fresh; /* started while libcurl was on the stack */
-    struct link dead;  /* cancelled while libcurl was on the stack */
+    uv_timer_t timer;    /* libcurl's */
+    uv_timer_t due;      /* the earliest limit of a call */
+    int64_t due_ms;      /* of the running timer, 0: it is idle */
+    int depth;           /* > 0: libcurl is on the stack, where handles cannot come and go */
+    struct link calls;   /* known to libcurl */
+    struct link fresh;   /* started while libcurl was on the stack */
+    struct link dead;    /* cancelled while libcurl was on the stack */
+    struct link fed;     /* have data for on_data */
+    struct buf room;     /* memory for it that is used again */
+    struct sock **socks; /* by descriptor, NULL: not ours */
+    size_t n_socks;
     CURL *spare[MAX_SPARE];
     int n_spare;
     int n_handles; /* of libuv, not closed yet */
@@ -35,7 +42,8 @@ enum call_state { CALL_FRESH, CALL_RUNS, CALL_ENDS, CALL_DEAD };
 
 struct http_call {
     struct http_client *client;
-    struct link link;
+    struct link link, fed;
+    struct buf data;            /* pieces of this turn */
     struct http_call_opts opts; /* strings are not kept but by libcurl */
     enum call_state state;
     CURL *easy;
@@ -48,11 +56,16 @@ struct http_call {
     int64_t start_ms, last_ms;
 };
 
-/* One socket of libcurl. */
+/* One socket of libcurl. Those of connections keep their handle from request to request, and the
+ * handle keeps waiting for input between two: taking it out of epoll and putting it back would cost
+ * more system calls than the request. */
 struct sock {
     uv_poll_t poll;
     struct http_client *client;
     curl_socket_t fd;
+    int events;      /* what the handle waits for, 0: it is stopped */
+    bool connection; /* made by open_socket, so close_socket will be told of its end */
+    bool wanted;     /* libcurl waits for it */
 };
 
 static void settle(struct http_client *c);
@@ -67,6 +80,8 @@ static int64_t now_ms(const struct http_client *c)
 static void free_client(struct http_client *c)
 {
     free((char *)c->opts.user_agent);
+    free(c->socks);
+    buf_release(&c->room);
     free(c);
 }
 
@@ -100,34 +115,84 @@ static void on_sock(uv_poll_t *poll, int status, int events)
     struct sock *s = poll->data;
     int what = (events & UV_READABLE ? CURL_CSELECT_IN : 0) |
                (events & UV_WRITABLE ? CURL_CSELECT_OUT : 0) | (status < 0 ? CURL_CSELECT_ERR : 0);
-    act(s->client, s->fd, what);
+    if (s->wanted) {
+        act(s->client, s->fd, what);
+        return;
+    }
+    uv_poll_stop(poll); /* closed by its server while idle, or the call is paused */
+    s->events = 0;
+}
+
+static struct sock *find_sock(struct http_client *c, curl_socket_t fd)
+{
+    return (size_t)fd < c->n_socks ? c->socks[fd] : NULL;
+}
+
+static struct sock *add_sock(struct http_client *c, curl_socket_t fd, bool connection)
+{
+    struct sock *s = xcalloc(1, sizeof *s);
+    *s = (struct sock){.client = c, .fd = fd, .connection = connection};
+    if (uv_poll_init_socket(c->uv, &s->poll, fd)) {
+        free(s);
+        return NULL;
+    }
+    if ((size_t)fd >= c->n_socks) {
+        size_t n = (size_t)fd + 64;
+        c->socks = xrealloc(c->socks, n * sizeof(struct sock *));
+        memset(c->socks + c->n_socks, 0, (n - c->n_socks) * sizeof(struct sock *));
+        c->n_socks = n;
+    }
+    s->poll.data = s;
+    c->socks[fd] = s;
+    c->n_handles++;
+    return s;
+}
+
+static void drop_sock(struct http_client *c, struct sock *s)
+{
+    c->socks[s->fd] = NULL;
+    uv_close((uv_handle_t *)&s->poll, on_sock_closed);
+}
+
+static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *a)
+{
+    curl_socket_t fd = socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+    if (fd >= 0 && !add_sock(arg, fd, true)) {
+        close(fd);
+        return CURL_SOCKET_BAD;
+    }
+    return fd;
+}
+
+static int close_socket(void *arg, curl_socket_t fd)
+{
+    struct sock *s = find_sock(arg, fd);
+    if (s)
+        drop_sock(arg, s);
+    return close(fd);
 }
 
 /* libcurl says what it waits for on a socket. */
 static int watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *known)
 {
     struct http_client *c = arg;
-    struct sock *s = known;
+    struct sock *s = find_sock(c, fd);
     if (what == CURL_POLL_REMOVE) {
-        if (s)
-            uv_close((uv_handle_t *)&s->poll, on_sock_closed);
-        curl_multi_assign(c->multi, fd, NULL);
+        if (s && s->connection)
+            s->wanted = false;
+        else if (s) /* of the resolver */
+            drop_sock(c, s);
         return 0;
     }
-    if (!s) {
-        s = xcalloc(1, sizeof *s);
-        s->client = c;
-        s->fd = fd;
-        if (uv_poll_init_socket(c->uv, &s->poll, fd)) {
-            free(s);
-            return -1;
-        }
-        s->poll.data = s;
-        c->n_handles++;
-        curl_multi_assign(c->multi, fd, s);
-    }
+    if (!s)
+        s = add_sock(c, fd, false);
+    if (!s)
+        return -1;
     int events = (what & CURL_POLL_IN ? UV_READABLE : 0) | (what & CURL_POLL_OUT ? UV_WRITABLE : 0);
-    uv_poll_start(&s->poll, events, on_sock);
+    s->wanted = true;
+    if (events != s->events)
+        uv_poll_start(&s->poll, events, on_sock);
+    s->events = events;
     return 0;
 }
 
@@ -159,6 +224,8 @@ static void free_call(struct http_call *call)
 {
     struct http_client *c = call->client;
     link_del(&call->link);
+    link_del(&call->fed);
+    buf_release(&call->data);
     if (c->n_spare < MAX_SPARE) {
         curl_easy_reset(call->easy); /* drops options, keeps buffers */
         c->spare[c->n_spare++] = call->easy;
@@ -316,9 +383,36 @@ static size_t on_body(char *p, size_t size, size_t n, void *arg)
     if (call->state == CALL_DEAD)
         return 0;
     call->last_ms = now_ms(call->client);
-    if (call->opts.on_data && n)
-        call->opts.on_data(call, p, n);
-    return call->state == CALL_DEAD ? 0 : n;
+    if (call->opts.on_data && n) {
+        struct http_client *c = call->client;
+        if (!call->data.data && c->room.data) {
+            call->data = c->room;
+            c->room = (struct buf){0};
+        }
+        buf_add(&call->data, p, n);
+        if (link_alone(&call->fed))
+            link_add(&c->fed, &call->fed);
+    }
+    return n;
+}
+
+/* libcurl brings each chunk of a chunked body by itself; callers get what one turn has brought. */
+static void feed(struct http_client *c)
+{
+    while (!link_alone(&c->fed)) {
+        struct http_call *call = CONTAINER_OF(c->fed.next, struct http_call, fed);
+        struct buf data = call->data;
+        link_del(&call->fed);
+        call->data = (struct buf){0};
+        if (call->state == CALL_RUNS)
+            call->opts.on_data(call, data.data, data.len);
+        if (c->room.data || data.cap > MAX_ROOM) {
+            buf_release(&data);
+            continue;
+        }
+        buf_clear(&data);
+        c->room = data;
+    }
 }
 
 /* ---- the end of calls ---- */
@@ -385,6 +479,7 @@ static void settle(struct http_client *c)
     if (c->depth)
         return;
     bury_dead(c);
+    feed(c);
     while (!link_alone(&c->fresh))
         add(CONTAINER_OF(c->fresh.next, struct http_call, link));
     for (CURLMsg *m; (m = curl_multi_info_read(c->multi, &left));) {
@@ -436,6 +531,10 @@ static void set_options(struct http_call *call, const struct http_call_opts *o)
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, call);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, call->client);
+    curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
+    curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, call->client);
     curl_easy_setopt(easy, CURLOPT_PROXY, "");
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
@@ -455,6 +554,7 @@ struct http_call *http_call_start(struct http_client *c, const struct http_call_
     call->opts = *o;
     call->easy = take_easy(c);
     link_init(&call->link);
+    link_init(&call->fed);
     set_options(call, o);
     call->opts.method = call->opts.url = call->opts.ca_file = NULL;
     call->opts.headers = NULL;
@@ -509,7 +609,7 @@ void http_call_resume(struct http_call *call)
     curl_easy_pause(call->easy, CURLPAUSE_CONT);
     c->depth--;
     if (!c->depth)
-        bury_dead(c); /* what it delivered may have made somebody cancel */
+        feed(c); /* what it had kept */
 }
 
 void *http_call_arg(const struct http_call *call)
@@ -553,6 +653,7 @@ int http_client_open(struct http_client **out, struct http_loop *l,
     link_init(&c->calls);
     link_init(&c->fresh);
     link_init(&c->dead);
+    link_init(&c->fed);
     uv_timer_init(c->uv, &c->timer);
     uv_timer_init(c->uv, &c->due);
     c->timer.data = c->due.data = c;

@@ -9,6 +9,8 @@
  * http_call_start; only http_call_resume may deliver data before it returns. Any callback may
  * start, pause, resume or cancel any call, its own included.
  *
+ * on_data gets what one turn of the loop has brought, in one piece.
+ *
  * Connections are kept and used again; a request that meets a kept connection which its server has
  * closed meanwhile goes over a fresh one. TLS is 1.2 or newer, and certificates are verified.
  * Redirects are not followed and proxies of the environment are not used, since a request may carry
