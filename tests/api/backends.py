@@ -52,12 +52,12 @@ def models(s, name):
 
 
 @contextlib.contextmanager
-def gateway(backends, *args, **more):
+def gateway(backends, *args, limit_s=300, **more):
     """A service without a model of its own; its config file can be written again as s.config."""
     with tempfile.TemporaryDirectory() as folder:
         config = pathlib.Path(folder) / "gateway.yaml"
         config.write_text(json.dumps({"backends": backends, **more}))  # JSON is YAML
-        with Service("--config", config, *args, file="none", limit_s=300) as s:
+        with Service("--config", config, *args, file="none", limit_s=limit_s) as s:
             s.config = config
             yield s
 

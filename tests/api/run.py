@@ -30,6 +30,8 @@ def set_up():
 
 def main():
     set_up()
+    if sys.argv[1:] == ["--set-up"]:
+        return 0
     programs = {
         "openai for Python": [VENV / "bin/python", HERE / "openai_python.py"],
         "openai for Node": ["node", HERE / "openai_node.mjs"],

@@ -3,7 +3,8 @@
 
 A request whose last message is "REQUEST N" is answered with N words, "REQUEST/NAME/i" each, so that
 the reader can tell which words are missing, twice or somebody else's. Standard input takes a mode a
-line: ok, hang (takes requests and never answers), garbage (any wrong answer). Standard output tells
+line: ok, hang (takes requests and never answers), garbage (any wrong answer), deny (401,
+quoting the key). Standard output tells
 every chat request as "chat TIME MODE" (seconds of Unix time)."""
 import asyncio
 import json
@@ -106,6 +107,11 @@ async def serve(r, w):
                 print("chat", time.time(), mode, flush=True)
             if mode == "hang":
                 await asyncio.sleep(3600)
+            if mode == "deny" and chat:
+                w.write(answer(401, "application/json", json.dumps({"error": {
+                    "message": "wrong key in: " + head}}).encode()))
+                await w.drain()
+                continue
             if not chat:
                 bad = mode == "garbage" and rng.random() < 0.5
                 w.write(b"what?\r\n" if bad else

@@ -12,12 +12,15 @@ import os
 import pathlib
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "api"))
@@ -260,6 +263,68 @@ def run_faults(s, upstreams):
     assert after == ["ok"] * 30, after
     wait_for(lambda: all(b["requests"] == 0 for b in s.json("/v1/backends")["data"]))
     assert descriptors(s.pid) < 100, descriptors(s.pid)
+
+
+class Few:
+    """`with Few(n, ...) as (s, upstreams)`: n upstreams behind a gateway."""
+
+    def __init__(self, n, lines="", **balance):
+        self.upstreams = [Upstream(name) for name in NAMES[:n]]
+        rows = "".join((BACKEND % (u.name, u.port)).replace("}\n", lines + "}\n")
+                       for u in self.upstreams)
+        self.file = tempfile.NamedTemporaryFile("w", suffix=".yaml")
+        self.file.write(f"backends:\n{rows}balance: {json.dumps(balance)}\n")
+        self.file.flush()
+        self.service = Service("--config", self.file.name, file="none", limit_s=120)
+
+    def __enter__(self):
+        s = self.service.__enter__()
+        wait_for(lambda: healthy(s))
+        return s, self.upstreams
+
+    def __exit__(self, *what):
+        self.service.__exit__(*what)
+        for u in self.upstreams:
+            u.end()
+        self.file.close()
+
+
+def test_hedging():
+    """One hangs for as long as nothing else is known of it: short answers come from the other."""
+    with Few(2, policy="round-robin", hedge_after="100ms") as (s, (ant, bee)):
+        for _ in range(2):  # trials are over, and both take requests
+            assert ask(s.port, "warm", 2, False) == "ok"
+        ant.process.send_signal(signal.SIGSTOP)
+        try:
+            body = {"model": "m", "max_tokens": 5,
+                    "messages": [{"role": "user", "content": "q 5"}]}
+            took = []
+            for _ in range(4):
+                began = time.monotonic()
+                text = s.json("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+                right(text.split(), "q", 5, True)
+                took.append(time.monotonic() - began)
+        finally:
+            ant.process.send_signal(signal.SIGCONT)
+        assert s.metrics()["terrace_proxy_hedges_total"] >= 1
+        assert max(took) < 1, took  # the time limit for the first byte
+
+
+def test_keys_stay_inside():
+    os.environ["FAULTS_TEST_KEY"] = "sk-very-secret"
+    with Few(1, lines=", key_env: FAULTS_TEST_KEY", retries=0) as (s, (ant,)):
+        assert ask(s.port, "a", 3, True) == "ok"
+        ant.set("deny")
+        request = urllib.request.Request(s.url + "/v1/chat/completions", json.dumps(
+            {"model": "m", "messages": [{"role": "user", "content": "a 1"}]}).encode())
+        try:
+            urllib.request.urlopen(request, timeout=20)
+            raise AssertionError("answered")
+        except urllib.error.HTTPError as e:
+            text = e.read().decode()
+            assert e.code == 502 and "refuses our key" in text, text
+        shown = text + json.dumps(s.json("/v1/backends")) + "".join(s.log)
+        assert "very-secret" not in shown, shown
 
 
 if __name__ == "__main__":

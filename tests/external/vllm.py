@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""A real vLLM as a backend: one that the gateway starts and watches, and the same one as somebody
+else's. VLLM_VENV and VLLM_MODEL name its environment and a model folder (setup_vllm.sh makes both).
+Ends with "N passed, N failed"."""
+import os
+import pathlib
+import signal
+import sys
+import time
+import urllib.request
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "api"))
+from backends import backend, client, free_port, gateway, states, wait_for  # noqa: E402
+from service import run_tests  # noqa: E402
+
+VENV, MODEL = os.environ["VLLM_VENV"], os.environ["VLLM_MODEL"]
+START_S = 400
+CHAT = [{"role": "user", "content": "Name three colours."}]
+
+
+def command(port):
+    return ["env", "VLLM_CPU_KVCACHE_SPACE=1", "OMP_NUM_THREADS=1", "VLLM_CPU_OMP_THREADS_BIND=nobind",
+            "HF_HUB_OFFLINE=1", f"{VENV}/bin/vllm", "serve", MODEL, "--served-model-name", "small",
+            "--host", "127.0.0.1", "--port", port, "--max-model-len", 1024, "--enforce-eager",
+            "--max-num-seqs", 4, "--dtype", "bfloat16"]
+
+
+def text_of(stream):
+    return "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+
+
+def scrape(url, name):
+    with urllib.request.urlopen(url + "/metrics", timeout=30) as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
+
+
+def descendants(pid):
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rsplit(")", 1)[1].split()[2]) == pid:  # the process group
+                found.append(int(path.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+def program(g):
+    path = pathlib.Path(f"/proc/{g.pid}/task/{g.pid}/children")
+    return [int(p) for p in path.read_text().split()]
+
+
+def use(g, url):
+    """Chat, stream, cancel; what the gateway passes on equals what vLLM says itself."""
+    ask = client(g).chat.completions.create
+    more = {"model": "small", "messages": CHAT, "temperature": 0, "max_tokens": 12}
+    whole = ask(**more)
+    assert whole.usage.completion_tokens == 12, whole
+    assert text_of(ask(**more, stream=True)) == whole.choices[0].message.content
+    assert scrape(url, "vllm:generation_tokens_total") >= 24
+    stream = ask(**{**more, "max_tokens": 900}, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    wait_for(lambda: scrape(url, "vllm:num_requests_running") == 1)
+    stream.close()
+    wait_for(lambda: scrape(url, "vllm:num_requests_running") == 0)
+    m = g.metrics()
+    assert m['terrace_backend_outcomes_total{backend="gpu",outcome="ok"}'] >= 2
+    assert m['terrace_backend_outcomes_total{backend="gpu",outcome="failed"}'] == 0
+
+
+def test_managed_and_external():
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    managed = backend("gpu", url, kind="vllm", command=command(port),
+                      start_timeout=f"{START_S}s", stop_timeout="20s", probe_timeout="2s")
+    external = [backend("gpu", url, kind="vllm", models=["small"], probe_timeout="2s")]
+    with gateway([managed], limit_s=4 * START_S) as g:
+        began = time.monotonic()
+        wait_for(lambda: states(g)["gpu"] == "healthy", START_S)
+        print(f"vLLM was healthy after {time.monotonic() - began:.0f} s")
+        wait_for(lambda: g.json("/v1/backends")["data"][0]["models"] == ["small"])
+        use(g, url)
+        with gateway(external) as other:
+            wait_for(lambda: states(other)["gpu"] in ("healthy", "half-open"))
+            use(other, url)
+        # killed in the middle of a stream: a clear error, then a new one answers
+        first, = program(g)
+        stream = client(g).chat.completions.create(model="small", messages=CHAT, max_tokens=900,
+                                                   stream=True, extra_body={"ignore_eos": True})
+        next(iter(stream))
+        os.killpg(first, signal.SIGKILL)
+        try:
+            for _ in stream:
+                pass
+            raise AssertionError("the stream ended as if nothing had happened")
+        except Exception as e:
+            assert "backend gpu" in str(e), e
+        began = time.monotonic()
+        again = client(g).with_options(timeout=START_S).chat.completions.create(
+            model="small", messages=CHAT, max_tokens=4)
+        print(f"killed, it answered again after {time.monotonic() - began:.0f} s")
+        assert again.usage.completion_tokens == 4
+        second, = program(g)
+        assert second != first
+    assert g.status == 0
+    assert not descendants(second), descendants(second)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tests(dict(globals())) != 0)

@@ -1,0 +1,42 @@
+/* What a backend sends: an event stream, its JSON, and a request's JSON on its way out. However it
+ * is cut into pieces, the same bytes go on, and only whole events. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/json_scan.h"
+#include "gateway/event_pass.h"
+
+/* Passes the stream in pieces of n bytes. false: it was refused; what went on before stays. */
+static bool pass(const char *data, size_t size, size_t n, struct buf *out)
+{
+    struct event_pass p = {0};
+    bool fine = true;
+    for (size_t at = 0; at < size && fine; at += n) {
+        struct str whole;
+        fine = event_pass_add(&p, data + at, n < size - at ? n : size - at, &whole);
+        if (fine && whole.n)
+            buf_add(out, whole.p, whole.n);
+    }
+    event_pass_release(&p);
+    return fine;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const char *const keys[] = {"model", "messages"};
+    struct str text = {(const char *)data, size}, v[2], first;
+    int64_t prompt, completion;
+    if (json_scan(text, keys, v, 2) && v[1].p)
+        json_scan_first(v[1], &first);
+    event_usage(text, &prompt, &completion);
+    struct buf whole = {0}, pieces = {0};
+    bool fine = pass(text.p, size, size ? size : 1, &whole);
+    bool cut = pass(text.p, size, size ? 1 + data[0] % 16 : 1, &pieces);
+    BUG_ON(fine != cut);
+    BUG_ON(fine && (whole.len != pieces.len ||
+                    (whole.len && memcmp(whole.data, pieces.data, whole.len) != 0)));
+    buf_release(&whole);
+    buf_release(&pieces);
+    return 0;
+}
