@@ -76,14 +76,17 @@ def cache_row(name, results, metrics, blocks):
 def cache_run(options, trace, name, *args, memory=None):
     """One server, the trace replayed: (row, answers, memory limit for a number of blocks)"""
     given, options.memory = options.memory, memory or options.memory
-    with Server(options, "--ctx", TURNS_CTX, *args) as s:
+    # no other cache, which would take a share of the memory too
+    with Server(options, "--ctx", TURNS_CTX, "--response-cache", "0", *args) as s:
         asyncio.run(ask(s.port, body(ids_of(s, "warm-up", 8), 16)))
         results = asyncio.run(replay(s.port, trace, options.clients, options.gen))
         row = cache_row(name, results, s.metrics(), s.plan()[1])
         limit_bytes, (pool_bytes, n_blocks) = parse_size(options.memory), s.plan()
     options.memory = given
-    rest, per_block = limit_bytes - pool_bytes, pool_bytes / n_blocks
-    return row, results, lambda blocks: f"{int((rest + blocks * per_block) / 2**20) + 1}MiB"
+    # a sixteenth of the limit is left for adapters
+    rest, per_block = limit_bytes * 15 / 16 - pool_bytes, pool_bytes / n_blocks
+    return (row, results,
+            lambda blocks: f"{int((rest + blocks * per_block) * 16 / 15 / 2**20) + 1}MiB")
 
 
 def parse_size(text):

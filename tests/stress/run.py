@@ -12,7 +12,8 @@ import time
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "api"))
 from service import Service, run_tests  # noqa: E402
-from memory import *  # noqa: E402,F403 its tests are run here
+from conversations import *  # noqa: E402,F403 its tests are run here
+from memory import *  # noqa: E402,F403
 from restart import *  # noqa: E402,F403
 
 REQUESTS = int(os.environ.get("STRESS_REQUESTS", "1000"))
