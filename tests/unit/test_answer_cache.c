@@ -374,6 +374,34 @@ static void test_persona_changes(void **state)
     rig_close(&r);
 }
 
+/* Each tier's answer is kept, also one that fails its check: the way is gone again, without the
+ * engine. */
+static void test_tiers(void **state)
+{
+    static const char config[] = "tiers:\n"
+                                 "  - {name: gone, models: [nosuch], fallback: [strict, works]}\n"
+                                 "  - {name: strict, models: [alphabet], check: {min_chars: 100},"
+                                 " fallback: [other]}\n"
+                                 "  - {name: works, models: [alphabet], concurrency: 1}\n"
+                                 "  - {name: other, models: [alphabet]}\n";
+    static const char *const models[] = {"gone", "strict", "works", "gone", "strict", "works"};
+    struct rig r;
+    struct rig_opts o = with_cache;
+    o.config = config;
+    rig_open(&r, &o);
+    for (size_t i = 0; i < ARRAY_LEN(models); i++)
+        for (int stream = 0; stream < 2; stream++) {
+            char body[256];
+            snprintf(body, sizeof body, "{" HI ",\"model\":\"%s\",\"max_tokens\":5%s}", models[i],
+                     stream ? ",\"stream\":true" : "");
+            expect(&r, CHAT, "", body, "hit");
+        }
+    assert_int_equal(rig_stats(&r).requests_done, 1);
+    assert_int_equal(stat_of(&r, "misses"), 1);
+    assert_int_equal(stat_of(&r, "rendered"), 0);
+    rig_close(&r);
+}
+
 /* ---- one run for many ---- */
 
 static int begin_with(const struct rig *r, const char *headers, const char *body)
@@ -613,6 +641,7 @@ int main(void)
         cmocka_unit_test(test_failure),
         cmocka_unit_test(test_deadlines),
         cmocka_unit_test(test_slow_follower),
+        cmocka_unit_test(test_tiers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
