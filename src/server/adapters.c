@@ -552,6 +552,11 @@ int adapters_get(struct adapter_lease *l, struct waiter *w, struct adapter_use *
     return 1;
 }
 
+const char *adapters_name(const struct adapter_lease *l, int i)
+{
+    return l->uses[i].slot->name;
+}
+
 const uint8_t *adapters_digest(const struct adapter_lease *l, int i)
 {
     return l->uses[i].slot->digest;

@@ -79,6 +79,7 @@ int adapters_get(struct adapter_lease *l, struct waiter *w, struct adapter_use *
 /* What the i-th adapter of a lease computes with, known before it is granted: for keys of what is
  * computed under it. */
 const uint8_t *adapters_digest(const struct adapter_lease *l, int i);
+const char *adapters_name(const struct adapter_lease *l, int i);
 
 /* The request is over, or gives up. Accepts what holds nothing. */
 void adapters_release(struct adapter_lease *l);

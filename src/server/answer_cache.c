@@ -22,7 +22,6 @@
 enum {
     MAX_HASHED_BODY = 64 << 10,    /* larger requests are not found by their bytes */
     MAX_RENDERED_BYTES = 64 << 10, /* nor are larger answers kept as bytes */
-    MAX_NAME_BYTES = 64,
 };
 
 static struct job *job_of(struct response_reader *r)
@@ -85,16 +84,25 @@ static void hash_tenant(struct response_hash *h, const struct job *j)
     hash_text(h, j->req.cache.space);
 }
 
-/* For response_drop: short, and never what another may not know. */
+/* For response_drop. */
 static const char *adapter_names(struct job *j)
 {
     struct buf names = {0};
-    for (size_t i = 0; i < j->req.n_adapters; i++)
-        if (j->req.adapters[i].name)
-            buf_addf(&names, "%.*s\n", MAX_NAME_BYTES, j->req.adapters[i].name);
+    for (int i = 0; i < j->lease.n; i++)
+        buf_addf(&names, "%s\n", adapters_name(&j->lease, i));
     const char *copy = arena_strdup(&j->req.arena, (struct str){buf_str(&names), names.len});
     buf_release(&names);
     return copy;
+}
+
+/* They may still be on their way into memory: a hit does not wait for them. */
+static void hash_adapters(struct response_hash *h, const struct adapter_lease *l)
+{
+    response_hash_u64(h, (uint64_t)l->n);
+    for (int i = 0; i < l->n; i++) {
+        response_hash_bytes(h, adapters_digest(l, i), 32);
+        response_hash_bytes(h, &l->uses[i].scale, sizeof l->uses[i].scale);
+    }
 }
 
 static void fill_terms(struct job *j)
@@ -106,11 +114,13 @@ static void fill_terms(struct job *j)
     response_hash_begin(h);
     hash_tenant(h, j);
     response_hash_u64(h, j->model->serial);
+    hash_adapters(h, &j->lease);
     response_hash_u64(h, (uint64_t)g->n);
     response_hash_u64(h, (uint64_t)j->n_prompts);
     for (int i = 0; i < j->n_prompts; i++) {
         struct engine_request er;
         job_fill_request(&j->choices[i * (int)g->n], &er, bias);
+        er.n_adapters = 0; /* hashed already */
         response_hash_request(h, &er);
     }
     j->cache.terms = (struct response_terms){

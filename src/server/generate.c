@@ -360,10 +360,10 @@ static const struct stage {
     {stage_model, false},       /* is there, or gets loaded */
     {job_take_adapters, false}, /* which they are; their loads begin */
     {stage_prompt, true},       /* messages -> tokens */
-    {job_get_adapters, false},  /* are there */
     {job_permit, false},        /* now that the model is known */
     {stage_choices, false},     /* what the answer will be made of */
     {cache_stage, false},       /* perhaps it is there already */
+    {job_get_adapters, false},  /* are there */
     {job_admit, false},         /* the limits have room for its tokens */
     {stage_submit, false},
 };

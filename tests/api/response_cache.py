@@ -2,11 +2,14 @@
 """Answers that are given again, with OpenAI's client on a server of its own."""
 import concurrent.futures
 import json
+import pathlib
 import sys
+import tempfile
 import urllib.request
 
 import openai
 
+from lora_files import random_adapter
 from service import Service, run_tests
 
 SERVER = CLIENT = None
@@ -16,7 +19,8 @@ def chat(content="Name three colours.", **more):
     """(the answer, what x-terrace-cache says)"""
     more.setdefault("temperature", 0)
     raw = CLIENT.chat.completions.with_raw_response.create(
-        model=SERVER.model, messages=[{"role": "user", "content": content}], max_tokens=12, **more)
+        messages=[{"role": "user", "content": content}], max_tokens=12,
+        **{"model": SERVER.model, **more})
     return raw.parse(), raw.headers.get("x-terrace-cache")
 
 
@@ -133,9 +137,45 @@ def test_drop():
     assert chat("Good bye")[1] == "miss"
 
 
+def change(method, path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(
+            SERVER.url + path, data, {"Content-Type": "application/json"}, method=method), timeout=120):
+        pass
+
+
+def test_adapters():
+    """One question under what a name means at the moment: never an answer of what it meant before."""
+    def ask(model):
+        answer, how = chat("What is the capital of Italy?", model=model)
+        assert answer.model == model
+        return answer.choices[0].message.content, how
+
+    plain, _ = ask(SERVER.model)
+    for name in ("r0", "r1"):
+        change("POST", "/v1/adapters", {"name": name, "path": name})
+    answers = {name: ask(name) for name in ("r0", "r1")}
+    assert len({plain, *(text for text, _ in answers.values())}) == 3, answers
+    assert [how for _, how in answers.values()] == ["miss", "miss"]
+    for name in ("r0", "r1", "r0"):
+        change("PUT", "/v1/adapters/aliases/a@now", {"adapter": name})
+        for _ in range(3):  # from the events, then from the bytes
+            assert ask("a@now") == (answers[name][0], "hit")
+    change("POST", "/v1/adapters", {"name": "r0", "path": "r1"})
+    assert [ask("r0") for _ in range(2)] == [(answers["r1"][0], "hit")] * 2
+    change("POST", "/v1/adapters/r0/rollback", {})
+    assert ask("r0") == (answers["r0"][0], "hit")
+    assert drop("?adapter=r1") == 1
+    assert ask("r1") == (answers["r1"][0], "miss") and ask(SERVER.model)[1] == "hit"
+
+
 def main():
     global SERVER, CLIENT
-    with Service("--response-cache", "16MiB", "--ctx", "1024", "--memory-limit", "600MiB") as s:
+    with tempfile.TemporaryDirectory() as root, Service(
+            "--response-cache", "16MiB", "--ctx", "1024", "--memory-limit", "600MiB",
+            "--adapter-root", root) as s:
+        for seed in range(2):
+            random_adapter(pathlib.Path(root) / f"r{seed}", seed=seed)
         SERVER = s
         CLIENT = openai.OpenAI(base_url=s.url + "/v1", api_key="none", max_retries=0, timeout=120)
         return run_tests(globals()) != 0

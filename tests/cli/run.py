@@ -113,6 +113,13 @@ class Tests:
         for args in (["version"], ["--version"]):
             assert terrace(*args).stdout.startswith(b"terrace 0.")
 
+    def test_deploy(self):
+        files = sorted((ROOT / "deploy").glob("*.yaml"))
+        assert files
+        for f in files:
+            done = terrace("serve", "--config", f, "--check-config")
+            assert done.returncode == 0 and b"port: 11403" in done.stdout, (f, done.stderr)
+
     def test_check_config(self):
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
             f.write("port: 8080\nmemory-limit: 2GiB\nlog-level: loud\n")
