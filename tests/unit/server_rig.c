@@ -63,6 +63,25 @@ static void forward(void *ctx, const struct batch_seq *seqs, int n_seqs, float *
         }
 }
 
+static void gated_forward(void *ctx, const struct batch_seq *seqs, int n_seqs, float *logits)
+{
+    struct rig_gate *g = ctx;
+    struct rig none = {0};
+    pthread_mutex_lock(&g->lock);
+    while (g->closed)
+        pthread_cond_wait(&g->opened, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    forward(&none, seqs, n_seqs, logits);
+}
+
+void rig_gate_set(struct rig_gate *g, bool closed)
+{
+    pthread_mutex_lock(&g->lock);
+    g->closed = closed;
+    pthread_cond_broadcast(&g->opened);
+    pthread_mutex_unlock(&g->lock);
+}
+
 static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
 {
 }
@@ -139,12 +158,12 @@ void rig_model_new(struct rig *r, const struct rig_opts *o, struct server_model 
     if (template_new(&template, source, strlen(source), &e))
         fail_msg("%s", e.msg);
     struct engine_opts eo = {
-        .model = {.ctx = r,
+        .model = {.ctx = o->gate ? (void *)o->gate : r,
                   .n_vocab = RIG_VOCAB,
                   .max_batch_tokens = 4096,
                   .n_blocks = 64 + 4 * r->n_ctx / KV_BLOCK_TOKENS,
                   .n_ctx = r->n_ctx,
-                  .forward = forward,
+                  .forward = o->gate ? gated_forward : forward,
                   .copy_block = copy_block,
                   .block_bytes = RIG_BLOCK_BYTES,
                   .read_block = read_block,

@@ -17,6 +17,15 @@
 
 enum { RIG_BYTE0 = 5, RIG_A = RIG_BYTE0 + 256, RIG_VOCAB = RIG_A + 26, RIG_BLOCK_BYTES = 64 };
 
+/* Steps of the model wait while it is closed. */
+struct rig_gate {
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    bool closed;
+};
+
+void rig_gate_set(struct rig_gate *g, bool closed);
+
 struct rig_opts {
     bool manual;     /* the test runs the steps with engine_step */
     bool unattached; /* no model until rig_attach */
@@ -39,6 +48,7 @@ struct rig_opts {
     const char *const *models;
     size_t n_models;
     struct budget *budget;
+    struct rig_gate *gate; /* of rig_model_new, NULL: none; without a script */
     int64_t keep_alive_ms, room_ms;
     size_t response_cache; /* bytes, 0: none */
 };

@@ -4,7 +4,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,9 +23,9 @@ struct ware {
     const char *name;
     uint64_t least, most; /* bytes; 0: 10 and 10 */
     int fails;            /* ERR_*, 0: it loads */
-    bool manual;          /* the test runs its engine */
-    bool closed;          /* loading waits until the test opens it; guarded by lock */
-    struct engine *engine;
+    bool gated;           /* its steps wait for the gate, which is closed at first */
+    struct rig_gate gate;
+    bool closed; /* loading waits until the test opens it; guarded by lock */
     uint64_t granted;
     atomic_int loads, unloads;
 };
@@ -107,11 +106,10 @@ static int shop_load(void *arg, const char *name, struct server_load *l, struct 
     p->ware = w;
     assert_int_equal(budget_take(s->budget, BUDGET_KV, name, w->granted, &p->share, e), 0);
     struct rig_opts o = s->o;
-    o.manual = w->manual;
+    o.gate = w->gated ? &w->gate : NULL;
     rig_model_new(&s->rig, &o, out);
     out->name = name;
     out->owner = p;
-    w->engine = out->engine;
     return 0;
 }
 
@@ -129,6 +127,10 @@ static void shop_open(struct shop *s, const char *const *named, size_t n_named)
 {
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->opened, NULL);
+    for (int i = 0; i < MAX_MODELS; i++) {
+        pthread_mutex_init(&s->wares[i].gate.lock, NULL);
+        pthread_cond_init(&s->wares[i].gate.opened, NULL);
+    }
     s->budget = budget_new(LIMIT);
     s->o.unattached = true;
     s->o.models = named;
@@ -234,27 +236,20 @@ static void post(struct shop *s, const char *path, const char *body, int status,
     response_release(&a);
 }
 
-/* Runs the engine of a model until the client has its answer. */
-static void step_until_answered(struct shop *s, const char *model, int fd)
-{
-    struct ware *w = ware_of(s, model);
-    char c;
-    while (recv(fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) < 0)
-        if (!engine_step(w->engine))
-            nanosleep(&(struct timespec){0, 1000000}, NULL);
-    expect_answer(fd);
-}
-
-/* Waits until an engine has so many requests. */
+/* Waits until so many requests use a model. */
 static void wait_requests(struct shop *s, const char *model, int n)
 {
-    struct engine_stats st;
+    char path[64], text[32];
     int64_t until = clock_ms() + 60000;
-    do {
+    snprintf(path, sizeof path, MODELS "/%s", model);
+    snprintf(text, sizeof text, "\"requests\":%d,", n);
+    for (bool seen = false; !seen;) {
+        struct response a;
         assert_true(clock_ms() < until);
-        nanosleep(&(struct timespec){0, 1000000}, NULL);
-        engine_get_stats(ware_of(s, model)->engine, &st);
-    } while (st.running + st.waiting != n);
+        request(&s->rig, "GET", path, NULL, &a);
+        seen = strstr(a.body.data, text);
+        response_release(&a);
+    }
 }
 
 #define NAMED(...) (const char *const[]){__VA_ARGS__}, sizeof((const char *[]){__VA_ARGS__}) / 8
@@ -407,7 +402,7 @@ static void test_named_go_last(void **state)
 /* The only room is in use: it is not taken from the running request; new ones wait. */
 static void test_in_use(void **state)
 {
-    struct shop s = {.wares = {{"a", 60, 60, .manual = true}, {"b", 60, 60}}};
+    struct shop s = {.wares = {{"a", 60, 60, .gated = true, .gate.closed = true}, {"b", 60, 60}}};
     shop_open(&s, NULL, 0);
     int running = send_chat(&s, "a", "", "");
     wait_states(&s, "a loaded, b unloaded");
@@ -415,12 +410,12 @@ static void test_in_use(void **state)
     int other = send_chat(&s, "b", "", "");
     wait_states(&s, "a unloading, b loading");
     int next = send_chat(&s, "a", "", "");
-    step_until_answered(&s, "a", running);
+    rig_gate_set(&ware_of(&s, "a")->gate, false);
+    expect_answer(running);
     expect_answer(other);
-    while (ware_of(&s, "a")->loads < 2)
-        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    expect_answer(next);
+    assert_int_equal(ware_of(&s, "a")->loads, 2);
     wait_states(&s, "a loaded, b unloaded");
-    step_until_answered(&s, "a", next);
     shop_close(&s);
 }
 
@@ -428,7 +423,7 @@ static void test_in_use(void **state)
  * who was drained for it is in service again. */
 static void test_no_room(void **state)
 {
-    struct shop s = {.wares = {{"a", 60, 60, .manual = true}, {"b", 60, 60}},
+    struct shop s = {.wares = {{"a", 60, 60, .gated = true, .gate.closed = true}, {"b", 60, 60}},
                      .o = {.room_ms = 100}};
     shop_open(&s, NAMED("a"));
     int running = send_chat(&s, "a", "", "");
@@ -436,8 +431,9 @@ static void test_no_room(void **state)
     wait_requests(&s, "a", 1);
     expect_failure(send_chat(&s, "b", "", ""), 503, "in use leave no room");
     int next = send_chat(&s, "a", "", "");
-    step_until_answered(&s, "a", running);
-    step_until_answered(&s, "a", next);
+    rig_gate_set(&ware_of(&s, "a")->gate, false);
+    expect_answer(running);
+    expect_answer(next);
     assert_int_equal(ware_of(&s, "a")->loads, 1);
     shop_close(&s);
 }
@@ -478,7 +474,7 @@ static void test_keep_alive(void **state)
 
 static void test_by_hand(void **state)
 {
-    struct shop s = {.wares = {{"a", .manual = true}, {"b", .closed = true}}};
+    struct shop s = {.wares = {{"a", .gated = true, .gate.closed = true}, {"b", .closed = true}}};
     shop_open(&s, NAMED("a"));
     wait_states(&s, "a loaded, b unloaded");
     post(&s, "/models/load", "{\"model\":7}", 400, "'model'");
@@ -496,7 +492,8 @@ static void test_by_hand(void **state)
     int unload = client_open(&s.rig);
     client_send(unload, "POST", "/models/unload", "", "{\"model\":\"a\"}", 13);
     wait_states(&s, "a unloading, b unloaded");
-    step_until_answered(&s, "a", running);
+    rig_gate_set(&ware_of(&s, "a")->gate, false);
+    expect_answer(running);
     struct response a;
     client_read(unload, &a);
     assert_int_equal(a.status, 200);
