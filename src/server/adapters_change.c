@@ -254,7 +254,7 @@ static void finish(struct adapters_change *c)
     free(c);
 }
 
-/* The change is made, or has failed. */
+/* The change is made, or has failed: nobody has to await it (changes_await). */
 static void leave_queue(struct adapters_change *c)
 {
     struct adapters *all = c->all;
@@ -262,6 +262,7 @@ static void leave_queue(struct adapters_change *c)
     if (!all->first)
         all->tail = &all->first;
     all->changing = false;
+    adapters_advance(all);
 }
 
 static void fail(struct adapters_change *c, int rc)
@@ -342,7 +343,6 @@ static void apply(struct adapters_change *c)
     if (!c->rc && v->adopts)
         adopt(c);
     bool loads = !c->rc && v->loads && (c->op.verb != ADAPTERS_CHANGE || c->op.pin > 0);
-    adapters_advance(all);
     leave_queue(c);
     if (loads)
         load(c);

@@ -1,7 +1,12 @@
+#define _GNU_SOURCE /* gettid */
 #include <stdio.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "server/adapters_private.h"
+
+enum { NICE = 5 };
 
 static void over(void *arg)
 {
@@ -40,6 +45,9 @@ static void *work(void *arg)
 {
     struct adapter_worker *w = arg;
     bool stop;
+    /* of this thread only: a step that has lost a processor holds every stream up, a load one
+     * request. Where it cannot be lowered, so be it. */
+    setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
     for (struct adapter_task *t; (t = take(w, &stop));) {
         struct http_loop *loop = t->server->loop;
         if (stop)

@@ -421,6 +421,31 @@ static void test_replaced_while_waiting(void **state)
     adapters_release(&c[1].lease);
 }
 
+/* What was to replace it is none: who waits is told, and nobody else notices. */
+static void test_not_replaced_while_waiting(void **state)
+{
+    struct fixture *f = *state;
+    struct client c = {{0}};
+    struct err e = {0};
+    char path[PATH_MAX];
+    open_server(f, 2, NULL, 0);
+    must_add(f, 1, false);
+    assert_int_equal(CHANGE(f, ADAPTERS_UNLOAD, .name = "n1"), 0);
+    path_of(f, 1, path);
+    strcat(path, "/adapter_model.safetensors");
+    assert_int_equal(truncate(path, 5000), 0);
+    assert_int_equal(take(f, &c, "n1", &e), 0);
+    struct adapter_use use;
+    assert_int_equal(adapters_get(&c.lease, &c.waiter, &use, &e), 0);
+    int rc = CHANGE(f, ADAPTERS_ADD, .name = "n1", .path = "a1", .replace = true);
+    assert_int_equal(rc, ERR_FORMAT);
+    while (!c.woken)
+        turn(f);
+    assert_int_equal(c.failed.code, ERR_FORMAT);
+    adapters_release(&c.lease);
+    assert_int_equal(f->served->users, 0);
+}
+
 static void test_removed_in_use(void **state)
 {
     struct fixture *f = *state;
@@ -735,6 +760,7 @@ int main(void)
         TEST(test_places),
         TEST(test_replaced_in_use),
         TEST(test_replaced_while_waiting),
+        TEST(test_not_replaced_while_waiting),
         TEST(test_removed_in_use),
         TEST(test_least_recent_goes),
         TEST(test_pins),
