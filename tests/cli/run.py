@@ -139,6 +139,31 @@ class Tests:
         out = terrace("serve", "--host", "0.0.0.0")
         assert out.returncode == 1 and b"--insecure" in out.stderr
 
+    def test_keys(self):
+        with tempfile.TemporaryDirectory() as state:
+            def key(*args):
+                return terrace("key", *args, "--state-dir", state)
+
+            made = key("create", "ann", "--rpm", "5", "--role", "admin", "--expires", "1h")
+            assert made.returncode == 0 and len(made.stdout) == 47 and made.stdout[:3] == b"tk-", made
+            shown = json.loads(key("show", "ann", "--json").stdout)[0]
+            assert shown["rpm"] == 5 and shown["role"] == "admin" and shown["state"] == "good"
+            assert made.stdout.decode().startswith(shown["prefix"]) and 3500 < shown["expires"] - time.time()
+            assert made.stdout.strip() not in key("list").stdout + key("list", "--json").stdout
+            again = key("create", "ann")
+            assert again.returncode == 1 and b"there is a key named ann" in again.stderr
+            rotated = key("rotate", "ann")
+            assert rotated.returncode == 0 and rotated.stdout != made.stdout
+            assert key("revoke", rotated.stdout.decode()[:11]).returncode == 0
+            assert b"revoked" in key("list").stdout
+            for wrong, message in ((("create",), b"needs the name"), (("create", "a b"), b"letters"),
+                                   (("revoke", "bob"), b"no key bob"), (("frobnicate",), b"create, list"),
+                                   (("create", "x", "--rpm", "-1"), b"rpm"),
+                                   (("create", "x", "--role", "king"), b"role")):
+                out = key(*wrong)
+                assert out.returncode != 0 and message in out.stderr, (wrong, out)
+            assert len(json.loads(key("list", "--json").stdout)) == 1
+
     def test_pull_from_ollama(self):
         Registry.mode = "good"
         out = self.pull("tiny:1b")
