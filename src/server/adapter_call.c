@@ -115,6 +115,23 @@ struct adapter_card adapter_card_of(struct server *s, struct arena *a,
     return c;
 }
 
+/* ---- keys ---- */
+
+bool adapter_allowed(struct server *s, const char *patterns, const char *reference)
+{
+    struct registry_ref r = {0};
+    bool yes = !strchr(reference, ':') && key_allows(patterns, reference);
+    if (!yes && registry_resolve(adapters_registry(s->adapters), reference, &r, NULL) == 0)
+        yes = key_allows(patterns, r.name);
+    registry_ref_release(&r);
+    return yes;
+}
+
+bool adapter_visible(const struct exchange *x, const char *reference)
+{
+    return !x->key || adapter_allowed(x->server, x->key->key.adapters, reference);
+}
+
 /* ---- errors ---- */
 
 int adapter_error_status(int rc)

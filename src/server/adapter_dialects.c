@@ -223,6 +223,8 @@ void handle_lora_adapters(struct exchange *x)
     for (size_t i = 0; i < all.n; i++) {
         const struct registry_version *v = registry_version_of(&all.entries[i], 0);
         int64_t id = lora_table_number(&x->server->lora, all.entries[i].name);
+        if (!adapter_visible(x, all.entries[i].name))
+            continue;
         jw_obj(&w);
         jw_kint(&w, "id", id);
         jw_kstr(&w, "path", v ? v->source : "");
@@ -263,11 +265,9 @@ void handle_lora_adapters_post(struct exchange *x)
         answer_err(x, &e);
     } else {
         struct buf body = {0};
-        for (size_t i = 0; i < t->n; i++)
-            t->rows[i].scale = 0;
+        lora_table_clear_scales(t);
         for (size_t i = 0; i < s.n; i++)
-            t->rows[s.all[i].id].scale = s.all[i].scale;
-        server_changed(x->server);
+            lora_table_set_scale(t, s.all[i].id, s.all[i].scale);
         server_changed(x->server);
         buf_adds(&body, "{\"success\":true}");
         answer_json(x, 200, &body);

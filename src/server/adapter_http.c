@@ -15,13 +15,19 @@ static struct registry *registry_of(const struct exchange *x)
 
 /* ---- answers ---- */
 
+static int not_found(const char *name, struct err *e)
+{
+    return err_param(e, ERR_NOTFOUND, "adapter", "The adapter `%.128s` does not exist", name);
+}
+
 static void answer_card(struct exchange *x, int status, const char *ref)
 {
     struct registry_ref r = {0};
     struct registry_entry entry = {0};
     struct registry_links aliases = {0};
     struct err e = {0};
-    int rc = registry_resolve(registry_of(x), ref, &r, &e);
+    int rc = adapter_visible(x, ref) ? registry_resolve(registry_of(x), ref, &r, &e)
+                                     : not_found(ref, &e);
     if (!rc)
         rc = registry_find(registry_of(x), r.name, &entry, &e);
     if (!rc && !registry_version_of(&entry, r.version))
@@ -87,7 +93,8 @@ static void answer_links(struct exchange *x, const char *object, const char *key
     jw_key(&w, "data");
     jw_arr(&w);
     for (size_t i = 0; i < all->n; i++)
-        write_link(&w, object, key, &all->links[i]);
+        if (adapter_visible(x, all->links[i].from) || adapter_visible(x, all->links[i].name))
+            write_link(&w, object, key, &all->links[i]);
     jw_arr_end(&w);
     jw_obj_end(&w);
     jw_done(&w);
@@ -188,16 +195,17 @@ struct filter {
     size_t limit;
 };
 
-static bool passes(const struct filter *f, struct server *s, const struct registry_entry *x)
+static bool passes(const struct filter *f, const struct exchange *by,
+                   const struct registry_entry *x)
 {
     struct adapter_status now;
     if ((f->base && strcmp(f->base, x->base)) || (f->owner && strcmp(f->owner, x->owner)) ||
         (f->after && strcmp(f->after, x->name) >= 0) ||
-        (f->label && !has_label(x->labels, f->label)))
+        (f->label && !has_label(x->labels, f->label)) || !adapter_visible(by, x->name))
         return false;
     if (!f->state)
         return true;
-    adapters_status(s->adapters, x->name, 0, &now);
+    adapters_status(by->server->adapters, x->name, 0, &now);
     return strcmp(f->state, adapter_state_name(now.state)) == 0;
 }
 
@@ -237,7 +245,7 @@ static void write_list(struct exchange *x, const struct filter *f, struct jw *w)
     jw_key(w, "data");
     jw_arr(w);
     for (; i < all.n && n < f->limit; i++) {
-        if (!passes(f, x->server, &all.entries[i]))
+        if (!passes(f, x, &all.entries[i]))
             continue;
         struct arena a = {0};
         struct adapter_card c = adapter_card_of(x->server, &a, &all.entries[i], &aliases, 0);
@@ -246,7 +254,7 @@ static void write_list(struct exchange *x, const struct filter *f, struct jw *w)
         n++;
     }
     jw_arr_end(w);
-    while (i < all.n && !passes(f, x->server, &all.entries[i]))
+    while (i < all.n && !passes(f, x, &all.entries[i]))
         i++;
     jw_kbool(w, "has_more", i < all.n);
     jw_obj_end(w);
@@ -405,7 +413,8 @@ void handle_adapter_versions(struct exchange *x)
     const char *name = name_or_answer(x);
     if (!name)
         return;
-    int rc = registry_find(registry_of(x), name, &entry, &e);
+    int rc = adapter_visible(x, name) ? registry_find(registry_of(x), name, &entry, &e)
+                                      : not_found(name, &e);
     if (rc) {
         adapter_answer_error(x, rc, &e);
         return;

@@ -32,6 +32,12 @@ struct adapter_card adapter_card_of(struct server *s, struct arena *a,
                                     const struct registry_entry *entry,
                                     const struct registry_links *aliases, int version);
 
+/* Whether patterns of a key allow what a reference leads to: by the adapter's own name, whatever
+ * the reference, or by that of the alias. */
+bool adapter_allowed(struct server *s, const char *patterns, const char *reference);
+/* What its key may not use, a client is not told of. */
+bool adapter_visible(const struct exchange *x, const char *reference);
+
 void adapter_write_metrics(struct server *s, struct buf *out);
 
 /* The status that answers an error about an adapter: a damaged one is the client's mistake. */

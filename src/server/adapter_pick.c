@@ -5,7 +5,7 @@
  * scales that llama-server's clients have set for everybody; else none. */
 #include <string.h>
 
-#include "base/mem.h"
+#include "server/adapter_http.h"
 #include "server/job.h"
 #include "server/router.h"
 #include "server/terms.h"
@@ -25,25 +25,14 @@ enum job_step job_find_adapter(struct job *j)
     return JOB_GO;
 }
 
-/* By its own name, whatever reference leads there, or by an alias of any adapter. */
-static bool allows(const struct job *j, const char *patterns, const char *reference)
-{
-    struct registry_ref r = {0};
-    bool yes = !strchr(reference, ':') && key_allows(patterns, reference);
-    if (!yes && registry_resolve(adapters_registry(j->server->adapters), reference, &r, NULL) == 0)
-        yes = key_allows(patterns, r.name);
-    registry_ref_release(&r);
-    return yes;
-}
-
 const char *job_forbidden_adapter(const struct job *j, const char *patterns)
 {
-    if (j->named_adapter && !allows(j, patterns, j->named_adapter))
+    if (j->named_adapter && !adapter_allowed(j->server, patterns, j->named_adapter))
         return j->named;
     for (size_t i = 0; i < j->req.n_adapters; i++) {
         const struct adapter_choice *c = &j->req.adapters[i];
         const char *name = c->name ? c->name : lora_table_name(&j->server->lora, c->id);
-        if (name && !allows(j, patterns, name))
+        if (name && !adapter_allowed(j->server, patterns, name))
             return name;
     }
     return NULL;
@@ -55,7 +44,7 @@ static int common_picks(const struct job *j, struct adapter_pick *picks)
     const struct lora_table *t = &j->server->lora;
     struct registry *all = adapters_registry(j->server->adapters);
     int n = 0;
-    for (size_t i = 0; i < t->n && n < API_MAX_ADAPTERS; i++) {
+    for (size_t i = 0; t->n_scaled && i < t->n && n < API_MAX_ADAPTERS; i++) {
         struct registry_entry entry = {0};
         if (t->rows[i].scale == 0 || registry_find(all, t->rows[i].name, &entry, NULL))
             continue;

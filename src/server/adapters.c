@@ -562,6 +562,16 @@ const uint8_t *adapters_digest(const struct adapter_lease *l, int i)
     return l->uses[i].slot->digest;
 }
 
+void adapters_describe(const struct adapter_lease *l, struct buf *out)
+{
+    for (int i = 0; l->all && i < l->n; i++) {
+        const struct adapter_slot *s = l->uses[i].slot;
+        buf_addf(out, "%s%s@%d", i ? "," : "", s->name, s->version);
+        if (l->uses[i].scale != 1)
+            buf_addf(out, ":%g", (double)l->uses[i].scale);
+    }
+}
+
 void adapters_release(struct adapter_lease *l)
 {
     struct adapters *all = l->all;

@@ -81,6 +81,9 @@ int adapters_get(struct adapter_lease *l, struct waiter *w, struct adapter_use *
 const uint8_t *adapters_digest(const struct adapter_lease *l, int i);
 const char *adapters_name(const struct adapter_lease *l, int i);
 
+/* Appends "NAME@VERSION" of each, with ":SCALE" where that is not 1, and commas between. */
+void adapters_describe(const struct adapter_lease *l, struct buf *out);
+
 /* The request is over, or gives up. Accepts what holds nothing. */
 void adapters_release(struct adapter_lease *l);
 

@@ -27,6 +27,21 @@ int64_t lora_table_number(struct lora_table *t, const char *name)
     return (int64_t)t->n - 1;
 }
 
+void lora_table_clear_scales(struct lora_table *t)
+{
+    for (size_t i = 0; i < t->n; i++)
+        t->rows[i].scale = 0;
+    t->n_scaled = 0;
+}
+
+void lora_table_set_scale(struct lora_table *t, int64_t number, double scale)
+{
+    struct lora_row *row = &t->rows[number];
+    t->n_scaled -= row->scale != 0;
+    t->n_scaled += scale != 0;
+    row->scale = scale;
+}
+
 const char *lora_table_name(const struct lora_table *t, int64_t number)
 {
     return number >= 0 && (uint64_t)number < t->n ? t->rows[number].name : NULL;

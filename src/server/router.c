@@ -338,6 +338,11 @@ void router_explanation(const struct job *j, struct buf *out)
         buf_addf(out, "model=%s; ", j->model->name);
     else if (j->backend[0] && j->req.model)
         buf_addf(out, "model=%s; ", j->req.model);
+    if (j->lease.n) {
+        buf_adds(out, "adapter=");
+        adapters_describe(&j->lease, out);
+        buf_adds(out, "; ");
+    }
     buf_addf(out, "backend=%s; ", j->backend[0] ? j->backend : "local");
     buf_addf(out, "reason=\"%s\"", route->decision.reason);
     for (size_t i = from; i < out->len; i++)

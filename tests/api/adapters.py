@@ -229,6 +229,9 @@ def test_choices():
                  chat(adapter="pirate:1"), chat("support@prod"), chat(adapter="support@prod"),
                  chat(f"{S.model}:pirate"), chat("pirate@1"), chat("pirate", adapter=[])):
         assert same == by_name
+    raw = client().chat.completions.with_raw_response.create(
+        model="support@prod", messages=QUESTION, max_tokens=1, extra_body={"adapter": "r1:0.5"})
+    assert "adapter=pirate@1,r1@1:0.5; " in raw.headers["x-terrace-route"], raw.headers
     both = chat(adapter=["pirate", "r1:0.5"])
     assert both == chat("pirate", adapter="r1:0.5") == chat("r1", n=24, adapter=[]) or both != by_name
     assert chat(adapter="pirate:0") == base
@@ -323,8 +326,17 @@ def test_keys():
                              ("DELETE", "/v1/adapters/r0"), ("PUT", "/v1/users/ann/adapter")):
             assert call(method, path, {}, key=limited)[0] == 403, path
             assert call(method, path, {})[0] == 401, path
-        lora = call("GET", "/lora-adapters", key=limited)[1]
+        lora = call("GET", "/lora-adapters", key=admin)[1]
         pirate = next(a["id"] for a in lora if a["name"] == "pirate")
+
+        def seen(key):
+            return [[a["name"] for a in call("GET", "/lora-adapters", key=key)[1]],
+                    [a["name"] for a in call("GET", "/v1/adapters", key=key)[1]["data"]],
+                    [m["id"] for m in call("GET", "/v1/models", key=key)[1]["data"] if m["parent"]]]
+        assert seen(limited) == [["r0"]] * 3 and seen(admin) == [["pirate", "r0"]] * 3
+        assert call("GET", "/v1/adapters/pirate", key=limited)[0] == 404
+        assert call("GET", "/v1/adapters/pirate/versions", key=limited)[0] == 404
+        assert call("GET", "/v1/adapters/p@prod", key=limited)[0] == 200
         for more, status in (({"model": "r0"}, 200), ({"adapter": "r0@1"}, 200),
                              ({"model": f"{S.model}:r0"}, 200), ({"adapter": "p@prod"}, 200),
                              ({"model": "pirate"}, 403), ({"adapter": ["r0", "pirate"]}, 403),
