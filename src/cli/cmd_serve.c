@@ -298,6 +298,26 @@ static int has_keys(struct db *d, bool *out, struct err *e)
     return rc;
 }
 
+/* Nobody can tell whether there were keys in a database that is damaged, and the empty one in its
+ * place must not open the service to everybody: a key that nobody has keeps it closed. */
+static int stay_closed(struct db *d, struct err *e)
+{
+    struct key_spec spec = {.name = "lost-with-the-damaged-database", .role = ROLE_USER};
+    char secret[KEY_TEXT_BYTES + 1];
+    int64_t id;
+    int rc = keys_create(d, &spec, secret, &id, e);
+    explicit_bzero(secret, sizeof secret);
+    if (!rc)
+        rc = keys_revoke(d, spec.name, e);
+    if (!rc)
+        log_warn("serve",
+                 "the service asks for keys now, as the damaged database may have had some: make "
+                 "new ones with terrace key create; if there never were any, end the service, "
+                 "remove %s and start it again",
+                 db_path(d));
+    return rc;
+}
+
 /* Who may use the service is in the database, so there is no service without it. */
 static int open_database(struct service *s, struct err *e)
 {
@@ -306,6 +326,10 @@ static int open_database(struct service *s, struct err *e)
     int rc = cli_open_database(&s->db, s->state_dir, true, e);
     if (!rc)
         rc = has_keys(s->db, &closed, e);
+    if (!rc && db_damaged(s->db) && !closed) {
+        rc = stay_closed(s->db, e);
+        closed = true;
+    }
     if (!rc && !closed && !is_loopback(o->host) && !o->insecure)
         rc = err_param(e, ERR_DENIED, "host",
                        "listening on %s lets every machine that reaches it use the service: make a "

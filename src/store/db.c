@@ -26,6 +26,7 @@ struct db_stmt {
 
 struct db {
     char *path;
+    char *damaged; /* where the file was moved that was here, NULL: it was good */
     sqlite3 *conn;
     pthread_mutex_t lock; /* held by the transaction */
     bool open;            /* a transaction is under way */
@@ -230,7 +231,7 @@ static void disconnect(struct db *d)
 }
 
 /* The file and its log under one new name, so that they can be looked at together. */
-static int move_aside(const struct db *d, const struct err *why, struct err *e)
+static int move_aside(struct db *d, const struct err *why, struct err *e)
 {
     static const char *const parts[] = {"", "-wal", "-shm"};
     struct buf from = {0}, to = {0};
@@ -252,6 +253,8 @@ static int move_aside(const struct db *d, const struct err *why, struct err *e)
             rc = err_set(e, ERR_IO, "%s is damaged and cannot be moved to %s: %s", from.data,
                          to.data, strerror(errno));
     }
+    if (!rc)
+        d->damaged = xstrndup(to.data, stem);
     if (!rc)
         log_error("store", "%s; it is kept as %.*s, and an empty one takes its place", why->msg,
                   (int)stem, to.data);
@@ -289,12 +292,18 @@ void db_close(struct db *d)
     disconnect(d);
     pthread_mutex_destroy(&d->lock);
     free(d->path);
+    free(d->damaged);
     free(d);
 }
 
 const char *db_path(const struct db *d)
 {
     return d->path;
+}
+
+const char *db_damaged(const struct db *d)
+{
+    return d->damaged;
 }
 
 /* ---- transactions ---- */

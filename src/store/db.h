@@ -49,6 +49,9 @@ void db_close(struct db *d);
 
 const char *db_path(const struct db *d);
 
+/* Where db_open has moved a damaged file whose place this one takes, or NULL. */
+const char *db_damaged(const struct db *d);
+
 /* A transaction of this thread; waits for those of others. ERR_BUSY, ERR_IO. */
 int db_begin(struct db *d, enum db_access access, struct err *e);
 

@@ -4,6 +4,7 @@
 Model sources are stood in for by a server on loopback that can also stall, cut, lie and refuse.
 """
 import hashlib
+import http.client
 import http.server
 import json
 import os
@@ -339,6 +340,27 @@ class Tests:
     def test_memory_limit_refuses(self):
         out = terrace("run", "--memory-limit", "200MiB", "smollm2:135m", "hello")
         assert out.returncode == 1 and b"raise --memory-limit" in out.stderr, out.stderr
+
+    def test_damaged_database_stays_closed(self):
+        """Nobody knows whether it had keys, so nobody gets in without one; and it is kept."""
+        with tempfile.TemporaryDirectory() as state:
+            junk = os.urandom(10000)
+            pathlib.Path(state, "terrace.db").write_bytes(junk)
+            for _ in range(2):  # nor after another start
+                server = subprocess.Popen([TERRACE, "serve", "--model", "none", "--port", "0",
+                                           "--state-dir", state], stderr=subprocess.PIPE)
+                try:
+                    line = next(l for l in server.stderr if b"ready:" in l)
+                    port = int(line.rsplit(b":", 1)[1])
+                    api = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                    api.request("GET", "/v1/models")
+                    assert api.getresponse().status == 401
+                finally:
+                    server.terminate()
+                    server.communicate()
+                assert server.returncode == 0
+            kept = list(pathlib.Path(state).glob("terrace.db.damaged-*"))
+            assert [k.read_bytes() for k in kept] == [junk], kept
 
     def test_adapter_usage(self):
         for args, text in (([], "verbs"), (["dance"], 'no verb "dance"'), (["add", "x"], "add NAME PATH"),

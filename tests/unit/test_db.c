@@ -77,6 +77,7 @@ static void test_values(void **state)
     struct stat st;
     size_t n;
     assert_string_equal(db_path(d), PATH);
+    assert_null(db_damaged(d));
     assert_int_equal(stat(PATH, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0600);
     must(d, "create table t (id integer primary key, i integer, x real, s text, b blob) strict");
@@ -289,6 +290,7 @@ static void test_damaged(void **state)
             assert_int_not_equal(db_open(&d, PATH, false, &e) ? 0 : (db_close(d), 1), 2);
         d = open_db(true);
         assert_int_equal(count_damaged(), round + 1);
+        assert_int_equal(access(db_damaged(d), F_OK), 0);
         assert_int_equal(number(d, "select count(*) from sqlite_master where name = 't'"), 0);
         assert_int_equal(number(d, "select count(*) from adapters"), 0);
         db_close(d);
