@@ -497,15 +497,28 @@ static int serve(const struct command *c, struct serve_options *o, const char *s
     return e.code ? cli_fail(c, &e) : EXIT_OK;
 }
 
+/* Options were checked when they were read; here are the sections. */
+static int check_config(const struct command *c, struct serve_options *o, struct arena *arena)
+{
+    struct err e = {0};
+    json_t *config = o->config ? read_config(o, &e) : json_object();
+    int rc = config ? server_check_config(config, &e) : e.code;
+    json_decref(config);
+    if (rc) {
+        cli_fail(c, &e);
+        return EXIT_USAGE;
+    }
+    opt_print(&(struct opt_set){opts, o, arena}, stdout);
+    return EXIT_OK;
+}
+
 static int run(const struct command *c, int argc, char **argv)
 {
     struct serve_options o = {0};
     struct arena arena = {0};
     int n_words, status = cli_options(c, &o, &arena, argc, argv, 0, &n_words);
-    if (status < 0 && o.check_config) {
-        opt_print(&(struct opt_set){opts, &o, &arena}, stdout);
-        status = EXIT_OK;
-    }
+    if (status < 0 && o.check_config)
+        status = check_config(c, &o, &arena);
     if (status < 0 && o.routes) {
         struct buf b = {0};
         server_routes(&b);

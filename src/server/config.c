@@ -21,6 +21,16 @@ int server_configure(struct server *s, const json_t *config, struct err *e)
     return rc;
 }
 
+int server_check_config(const json_t *config, struct err *e)
+{
+    struct gateway_config backends;
+    int rc = gateway_config_read(&backends, config, e);
+    if (!rc)
+        rc = router_check(config, e);
+    gateway_config_release(&backends);
+    return rc;
+}
+
 /* Reads everything again; on error all stays as it was. */
 static int reload(struct server *s, struct err *e)
 {

@@ -51,7 +51,7 @@ static void ref_put(struct routing_ref *r)
     free(r);
 }
 
-int router_configure(struct router *r, const json_t *config, struct err *e)
+static int read_config(struct routing_ref **out, const json_t *config, struct err *e)
 {
     const json_t *full = json_object_get(config, "full_load");
     struct routing_ref *ref = xcalloc(1, sizeof *ref);
@@ -60,13 +60,31 @@ int router_configure(struct router *r, const json_t *config, struct err *e)
     int rc = routing_new(&ref->routing, config, e);
     if (!rc && !(ref->full_load >= 1))
         rc = err_param(e, ERR_INVALID, "full_load", "full_load must be a number from 1");
-    if (rc) {
+    if (rc)
         ref_put(ref);
+    else
+        *out = ref;
+    return rc;
+}
+
+int router_configure(struct router *r, const json_t *config, struct err *e)
+{
+    struct routing_ref *ref;
+    int rc = read_config(&ref, config, e);
+    if (rc)
         return rc;
-    }
     ref_put(r->now);
     r->now = ref;
     return 0;
+}
+
+int router_check(const json_t *config, struct err *e)
+{
+    struct routing_ref *ref;
+    int rc = read_config(&ref, config, e);
+    if (!rc)
+        ref_put(ref);
+    return rc;
 }
 
 struct router *router_new(struct server *s)

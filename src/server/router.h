@@ -18,6 +18,7 @@ void router_free(struct router *r);
 /* Takes the place of the configuration for requests that come from now on. On error nothing
  * changes. */
 int router_configure(struct router *r, const json_t *config, struct err *e);
+int router_check(const json_t *config, struct err *e); /* would it be taken? */
 
 /* The route stage: decides at first, waits while the tier is full, then sets the model. */
 enum job_step router_route(struct job *j);

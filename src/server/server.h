@@ -122,6 +122,7 @@ extern const char *const server_sections[];
 /* Puts the sections of a configuration in force: before server_run, or on the server's thread. On
  * error nothing changes. */
 int server_configure(struct server *s, const json_t *config, struct err *e);
+int server_check_config(const json_t *config, struct err *e); /* any thread: would it be taken? */
 
 /* Reads the configuration again and puts it in force; the outcome is in the log. Any thread. */
 void server_reload(struct server *s);

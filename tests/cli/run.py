@@ -136,6 +136,16 @@ class Tests:
             assert b"port: 8080\n" in good.stdout and b"threads: 3\n" in good.stdout
             assert b"memory-limit: 2147483648\n" in good.stdout
 
+    def test_check_sections(self):
+        for text, says in (("tiers: [{name: a, models: b, fallback: c}]", b"there is no tier 'c'"),
+                           ("backends: [{name: a, kind: x, url: 'http://h'}]", b"backends[0].kind"),
+                           ("full_load: 0", b"full_load must be"), ("tires: []", b"tires")):
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
+                f.write(text)
+                f.flush()
+                bad = terrace("serve", "--config", f.name, "--check-config")
+                assert bad.returncode == 2 and says in bad.stderr, bad.stderr
+
     def test_refuses_open_address(self):
         out = terrace("serve", "--host", "0.0.0.0")
         assert out.returncode == 1 and b"--insecure" in out.stderr
