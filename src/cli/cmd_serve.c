@@ -229,9 +229,14 @@ static int load(void *arg, const char *name, struct server_load *sl, struct serv
         .created_unix_s = modified(m->path),
         .owner = m,
     };
+    return 0;
+}
+
+static void ready(void *arg, const struct server_model *m)
+{
+    const struct service *s = arg;
     log_info("serve", "ready: %s on http%s://%s:%d", m->name, s->o->tls_cert ? "s" : "", s->o->host,
              server_port(s->server));
-    return 0;
 }
 
 static void unload(void *arg, struct server_model *m)
@@ -369,7 +374,7 @@ static int read_models(struct service *s, struct server_opts *so, struct err *e)
     so->keep_alive_ms = keep.ms;
     so->room_ms = o->room_ms;
     so->load_stall_ms = o->load.load_deadline_ms;
-    so->loader = (struct server_loader){.arg = s, .load = load, .unload = unload};
+    so->loader = (struct server_loader){.arg = s, .load = load, .ready = ready, .unload = unload};
     if (o->on_demand) {
         so->loader.find = find;
         so->loader.list = list;

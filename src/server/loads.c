@@ -133,6 +133,14 @@ static void load_failed(struct served *m, const struct err *why)
     }
 }
 
+static void become_ready(struct served *m, const struct server_model *model)
+{
+    const struct server_loader *l = &m->server->opts.loader;
+    served_become_ready(m, model);
+    if (l->ready)
+        l->ready(l->arg, &m->model);
+}
+
 static void load_over(void *arg)
 {
     struct server_load *l = arg;
@@ -147,7 +155,7 @@ static void load_over(void *arg)
     if (rc)
         load_failed(m, &why);
     else
-        served_become_ready(m, &result);
+        become_ready(m, &result);
     if (!rc && canceled && !s->draining) /* too late to stop it */
         served_unload(m, NULL);
     undrain(s);

@@ -154,6 +154,15 @@ static int write_adapters(struct jw *w, const struct exchange *x, const char *na
     return n;
 }
 
+/* Somebody has used it once, and its file was removed since. */
+static bool is_gone(const struct served *m)
+{
+    const struct server_loader *l = &m->server->opts.loader;
+    struct server_candidate c;
+    bool idle = m->state == SERVED_UNLOADED || m->state == SERVED_FAILED;
+    return idle && !m->named && l->find && l->find(l->arg, m->name, &c, NULL);
+}
+
 void handle_models(struct exchange *x)
 {
     struct buf body = {0};
@@ -166,7 +175,7 @@ void handle_models(struct exchange *x)
     jw_key(&w, "data");
     jw_arr(&w);
     for (const struct served *m = served_first(x->server); m; m = served_next(m))
-        if (gate_allows_model(x, m->name))
+        if (gate_allows_model(x, m->name) && !is_gone(m))
             write_model(&w, m);
     if (loader->list)
         loader->list(loader->arg, write_candidate, &l);

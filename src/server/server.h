@@ -61,6 +61,8 @@ struct server_loader {
      * counted under `name` in opts.budget. */
     int (*load)(void *arg, const char *name, struct server_load *l, struct server_model *out,
                 struct err *e);
+    /* It answers from now on. On the server's thread; NULL: nobody wants to know. */
+    void (*ready)(void *arg, const struct server_model *m);
     /* Frees all of it but the engine, which is gone already. */
     void (*unload)(void *arg, struct server_model *m);
 };

@@ -105,6 +105,8 @@ def test_refusals():
             raise AssertionError("no error")
         except openai.BadRequestError as e:
             assert "raise --memory-limit" in e.message and "MiB" in e.message, e
+        (s.dir / "tiny/huge.gguf").unlink()
+        assert "tiny:huge" not in s.states()
         assert s.chat("twin:a").choices[0].message.content
         with urllib.request.urlopen(s.service.url + "/health") as reply:
             assert json.load(reply) == {"status": "ok"}
