@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -369,6 +370,24 @@ static void test_no_disk_for_it(void **state)
     kept_close(&k);
 }
 
+static void test_a_disk_that_takes_nothing(void **state)
+{
+    struct kept k;
+    char part[96];
+    kept_open(&k, 1 << 20);
+    snprintf(part, sizeof part, "%s.part", k.kv);
+    assert_int_equal(mkdir(part, 0700), 0); /* where the file would be written */
+    json_decref(call(&k.r, "POST", PERSONAS, KIND_BODY, 200));
+    assert_int_equal(cached(&k.r, ",\"persona\":\"kind\""), KIND_TOKENS);
+    rig_stop(&k.r); /* the attempt is over */
+    assert_int_not_equal(access(k.kv, F_OK), 0);
+    rmdir(part);
+    again(&k);
+    assert_int_equal(rig_stats(&k.r).computed_tokens, KIND_TOKENS);
+    wait_kept(&k);
+    kept_close(&k);
+}
+
 /* ---- while it is computed ---- */
 
 static int post(struct rig *r, const char *body)
@@ -424,6 +443,7 @@ int main(void)
         cmocka_unit_test(test_a_restart_computes_nothing),
         cmocka_unit_test(test_a_damaged_file_is_computed_again),
         cmocka_unit_test(test_no_disk_for_it),
+        cmocka_unit_test(test_a_disk_that_takes_nothing),
         cmocka_unit_test(test_unfinished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
