@@ -5,7 +5,7 @@ usage: bench/peers.py [--models phi3-mini:q4_0,...] [--rounds N] [--prompt N] [-
                       [--isa NAME] [--out NAME]
 
 llama-cpp-python is built natively into an environment of its own (build/peers, or $PEERS_VENV; with
---isa avx2 into build/peers-avx2, without AVX-512). A model is ARCH:QUANT, made by synth-gguf, or a
+--isa avx2 into build/peers-avx2, or $PEERS_AVX2_VENV, without AVX-512). A model is ARCH:QUANT, made by synth-gguf, or a
 path. Each round runs one side and then the other; figures are medians over the rounds. Writes
 bench/results/NAME.json, a Markdown table and a plot (SVG) beside it.
 """
@@ -27,10 +27,11 @@ AVX2 = ("-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16
 def peer_python(avx2):
     """The interpreter of the peer's environment, made at first use."""
     folder = ROOT / ("build/peers-avx2" if avx2 else "build/peers")
-    if not avx2 and os.environ.get("PEERS_VENV"):
-        folder = pathlib.Path(os.environ["PEERS_VENV"])
+    given = os.environ.get("PEERS_AVX2_VENV" if avx2 else "PEERS_VENV")
+    if given:
+        folder = pathlib.Path(given)
     python = folder / "bin/python"
-    if not (folder / "ready").exists() and not os.environ.get("PEERS_VENV"):
+    if not given and not (folder / "ready").exists():
         print(f"building {PEER} in {folder.relative_to(ROOT)} (some minutes)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "--no-binary", "llama-cpp-python", PEER],
