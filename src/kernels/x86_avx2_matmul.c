@@ -22,10 +22,11 @@ enum { VNNI = 0 };
 
 enum { CHUNK = 3 }; /* tokens in a pass */
 
-/* Where a pass finds and leaves its things: half h of the rows of a tile, tokens i0 .. of w. */
+/* Where a pass finds and leaves its things: half h of the rows of a tile, some tokens of a group of
+ * w. x points at the first of them: all that is kept of a token takes 4 bytes side by side. */
 struct pass {
     const uint8_t *tile, *x;
-    int n_cols, w, i0, h;
+    int n_cols, h;
     struct ahead ahead;
     float (*sums)[KERNEL_TILE];
 };
@@ -121,21 +122,54 @@ INLINE __m256 min_of(const struct layout l, const uint8_t *block, int g, int row
     return _mm256_mul_ps(m, _mm256_sub_ps(_mm256_setzero_ps(), _mm256_cvtepi32_ps(wide)));
 }
 
-/* -sum of the codes of 16 columns of token i, times 32. */
-INLINE int32_t nhalf32(const uint8_t *x, int part, int w, int i)
+INLINE int log2_of(int power)
 {
-    int32_t base;
-    memcpy(&base, act_base((void *)x, w) + i, sizeof base);
-    return act_start((void *)x, w)[part * w + i] - base;
+    return __builtin_ctz((unsigned)power);
 }
 
-INLINE __m256i start_sum(const struct layout l, const uint8_t *x, int part, int w, int i)
+/* What the integer sum of columns [16 * part, ...) of token i begins with: -zero * sum(q), which
+ * for activations of ACT_Q8_POW2 counts from the bits of base. */
+INLINE __m256i start_of(const struct layout l, const uint8_t *x, int part, int w, int i)
 {
-    if (!l.zero || is_signed(l))
-        return _mm256_setzero_si256();
+    if (!layout_pow2(&l))
+        return l.zero && !is_signed(l)
+                   ? _mm256_slli_epi32(_mm256_set1_epi32(act_nsum((void *)x, w)[i]),
+                                       log2_of(l.zero))
+                   : _mm256_setzero_si256();
+    __m256i base = broadcast4((const int8_t *)(act_base((void *)x, w) + i));
+    if (!l.zero)
+        return base;
+    __m256i start = _mm256_set1_epi32(act_start((void *)x, w)[part * w + i]);
+    if (l.zero == 32)
+        return start;
+    start = _mm256_srai_epi32(_mm256_sub_epi32(start, base), 5 - log2_of(l.zero));
+    return _mm256_add_epi32(start, base);
+}
+
+/* What the sum of token i stands for, its scale included where that is a power of two. */
+INLINE __m256 sum_of_token(const struct layout l, const uint8_t *x, int w, int i, __m256i isum)
+{
+    if (!layout_pow2(&l))
+        return _mm256_cvtepi32_ps(isum);
+    return _mm256_sub_ps(_mm256_castsi256_ps(isum),
+                         _mm256_broadcast_ss(act_base((void *)x, w) + i));
+}
+
+/* Sum of the activations of a group of columns, times the token's scale. */
+INLINE float act_sum(const struct layout l, const uint8_t *x, int part, int w, int i)
+{
     if (l.group == 32)
-        return _mm256_set1_epi32(act_nsum((void *)x, w)[i] * l.zero);
-    return _mm256_set1_epi32(nhalf32(x, part, w, i) / (32 / l.zero));
+        return act_dsum((void *)x, w)[i];
+    float start;
+    memcpy(&start, act_start((void *)x, w) + part * w + i, sizeof start);
+    return (act_base((void *)x, w)[i] - start) / 32;
+}
+
+/* Keeps gcc from making a tree of a chain of sums, all leaves of which need registers. */
+INLINE __m256i in_order(__m256i v)
+{
+    __asm__("" : "+x"(v));
+    return v;
 }
 
 /* Adds the products of four-column numbers c4 .. c4 + n - 1, which fit one 16-bit sum. */
@@ -159,7 +193,7 @@ INLINE void dot_run(const struct layout l, const uint8_t *codes, const int8_t *q
             if (is_signed(l))
                 a = _mm256_sign_epi8(a, u);
             __m256i p = _mm256_maddubs_epi16(size, a);
-            sum16[v][i] = c ? _mm256_add_epi16(sum16[v][i], p) : p;
+            sum16[v][i] = c ? in_order(_mm256_add_epi16(sum16[v][i], p)) : p;
         }
     }
     UNROLL
@@ -169,18 +203,19 @@ INLINE void dot_run(const struct layout l, const uint8_t *codes, const int8_t *q
 }
 
 INLINE void pass_32(const struct layout l, const struct pass *p, const uint8_t *block,
-                    const uint8_t *codes, const uint8_t *x, int s, int tokens, __m256 acc[2][CHUNK])
+                    const uint8_t *codes, const uint8_t *x, int s, int w, int tokens,
+                    __m256 acc[2][CHUNK])
 {
-    int w = p->w, parts = 32 / l.group, each = 8 / parts;
+    int parts = 32 / l.group, each = 8 / parts;
     int run = is_signed(l) ? 1 : VNNI || terms_of(l) > each ? each : terms_of(l);
-    const int8_t *q = act_codes((void *)x, w) + 4 * p->i0;
-    const float *scales = act_scale((void *)x) + p->i0;
+    const int8_t *q = act_codes((void *)x, w);
+    const float *scales = act_scale((void *)x);
     UNROLL
     for (int part = 0; part < parts; part++) {
         __m256i isum[2][CHUNK];
         UNROLL
         for (int i = 0; i < tokens; i++)
-            isum[0][i] = isum[1][i] = start_sum(l, x, part, w, p->i0 + i);
+            isum[0][i] = isum[1][i] = VNNI ? start_of(l, x, part, w, i) : _mm256_setzero_si256();
         UNROLL
         for (int c4 = each * part; c4 < each * (part + 1); c4 += run)
             dot_run(l, codes + 64 * p->h, q, w, c4, run, tokens, isum);
@@ -190,17 +225,20 @@ INLINE void pass_32(const struct layout l, const struct pass *p, const uint8_t *
             __m256 scale = scale_of(l, block, g, row);
             UNROLL
             for (int i = 0; i < tokens; i++) {
-                __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(scales + i));
-                acc[v][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[v][i]), both, acc[v][i]);
+                if (!VNNI) /* not sooner: registers are scarce before */
+                    isum[v][i] = _mm256_add_epi32(isum[v][i], start_of(l, x, part, w, i));
+                __m256 sum = sum_of_token(l, x, w, i, isum[v][i]), both = scale;
+                if (!layout_pow2(&l))
+                    both = _mm256_mul_ps(scale, _mm256_broadcast_ss(scales + i));
+                acc[v][i] = _mm256_fmadd_ps(sum, both, acc[v][i]);
             }
             if (!l.min || layout_word_mins(&l))
                 continue;
             __m256 min = min_of(l, block, g, row);
             UNROLL
             for (int i = 0; i < tokens; i++) {
-                float sum = l.group == 32 ? act_dsum((void *)x, w)[p->i0 + i]
-                                          : scales[i] / -32 * (float)nhalf32(x, part, w, p->i0 + i);
-                acc[v][i] = _mm256_fmadd_ps(min, _mm256_set1_ps(sum), acc[v][i]);
+                __m256 sum = _mm256_set1_ps(act_sum(l, x, part, w, i));
+                acc[v][i] = _mm256_fmadd_ps(min, sum, acc[v][i]);
             }
         }
     }
@@ -208,17 +246,16 @@ INLINE void pass_32(const struct layout l, const struct pass *p, const uint8_t *
 
 /* The minimums of a super block with groups of 32 columns, two groups in a product of 16-bit
  * numbers. */
-INLINE void add_word_mins(const struct pass *p, const uint8_t *block, const uint8_t *x, int tokens,
-                          __m256 acc[2][CHUNK])
+INLINE void add_word_mins(const struct pass *p, const uint8_t *block, const uint8_t *x, int w,
+                          int tokens, __m256 acc[2][CHUNK])
 {
     const uint8_t *mn = block + 128 + layout_mn_at(8, 0, 16 * p->h);
-    int w = p->w;
     __m256i isum[2][CHUNK];
     UNROLL
     for (int i = 0; i < tokens; i++)
         isum[0][i] = isum[1][i] = _mm256_setzero_si256();
     for (int pair = 0; pair < 4; pair++) {
-        const int32_t *sums = act_minsum((uint8_t *)x + pair * ACT_Q8_BLOCK * w, w) + p->i0;
+        const int32_t *sums = act_minsum((uint8_t *)x + pair * ACT_Q8_BLOCK * w, w);
         UNROLL
         for (int v = 0; v < 2; v++) {
             const __m128i *at = (const __m128i *)(mn + 64 * pair + 16 * v);
@@ -230,7 +267,7 @@ INLINE void add_word_mins(const struct pass *p, const uint8_t *block, const uint
         }
     }
     uint8_t *unit_block = (uint8_t *)x + ACT_MINSUM_UNIT * ACT_Q8_BLOCK * w;
-    const float *units = (const float *)act_minsum(unit_block, w) + p->i0;
+    const float *units = (const float *)act_minsum(unit_block, w);
     UNROLL
     for (int v = 0; v < 2; v++) {
         __m256 min = load_half(block + 64 + 2 * (16 * p->h + 8 * v));
@@ -246,12 +283,12 @@ INLINE void store_acc(const struct pass *p, int tokens, __m256 acc[2][CHUNK])
 {
     UNROLL
     for (int i = 0; i < tokens; i++) {
-        _mm256_storeu_ps(p->sums[p->i0 + i] + 16 * p->h, acc[0][i]);
-        _mm256_storeu_ps(p->sums[p->i0 + i] + 16 * p->h + 8, acc[1][i]);
+        _mm256_storeu_ps(p->sums[i] + 16 * p->h, acc[0][i]);
+        _mm256_storeu_ps(p->sums[i] + 16 * p->h + 8, acc[1][i]);
     }
 }
 
-INLINE void pass_q8(enum ttype type, int tokens, const struct pass *p)
+INLINE void pass_q8(enum ttype type, int w, int tokens, const struct pass *p)
 {
     const struct layout l = layout_of(type);
     const uint8_t *block = p->tile, *x = p->x;
@@ -263,11 +300,11 @@ INLINE void pass_q8(enum ttype type, int tokens, const struct pass *p)
     for (int b = 0; b < p->n_cols / l.block; b++, block += layout_block_bytes(&l)) {
         const uint8_t *codes = block + layout_header_bytes(&l);
         if (layout_word_mins(&l))
-            add_word_mins(p, block, x, tokens, acc);
+            add_word_mins(p, block, x, w, tokens, acc);
         for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
-            fetch(&ahead, p->w);
-            pass_32(l, p, block, codes, x, s, tokens, acc);
-            x += ACT_Q8_BLOCK * p->w;
+            fetch(&ahead, w);
+            pass_32(l, p, block, codes, x, s, w, tokens, acc);
+            x += ACT_Q8_BLOCK * w;
         }
     }
     store_acc(p, tokens, acc);
@@ -281,19 +318,19 @@ INLINE __m256 float_weights(enum ttype type, const uint8_t *p)
     return type == TTYPE_F32 ? _mm256_loadu_ps((const float *)p) : load_half(p);
 }
 
-INLINE void pass_float(enum ttype type, int tokens, const struct pass *p)
+INLINE void pass_float(enum ttype type, int w, int tokens, const struct pass *p)
 {
     size_t each = type == TTYPE_F32 ? 4 : 2;
     const uint8_t *tile = p->tile + 16 * each * (size_t)p->h;
-    const float *x = (const float *)p->x + p->i0;
+    const float *x = (const float *)p->x;
     struct ahead ahead = p->ahead;
     __m256 acc[2][CHUNK];
     UNROLL
     for (int i = 0; i < tokens; i++)
         acc[0][i] = acc[1][i] = _mm256_setzero_ps();
-    for (int c = 0; c < p->n_cols; c++, tile += KERNEL_TILE * each, x += p->w) {
+    for (int c = 0; c < p->n_cols; c++, tile += KERNEL_TILE * each, x += w) {
         if (c % 32 == 0)
-            fetch(&ahead, p->w);
+            fetch(&ahead, w);
         __m256 w0 = float_weights(type, tile), w1 = float_weights(type, tile + 8 * each);
         UNROLL
         for (int i = 0; i < tokens; i++) {
@@ -315,19 +352,19 @@ INLINE __m256 high_half(__m256i v)
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
 }
 
-INLINE void pass_bf16(enum ttype type, int tokens, const struct pass *p)
+INLINE void pass_bf16(enum ttype type, int w, int tokens, const struct pass *p)
 {
     (void)type;
     const uint8_t *tile = p->tile + 64 * p->h;
-    const int8_t *x = (const int8_t *)p->x + 4 * p->i0;
+    const int8_t *x = (const int8_t *)p->x;
     struct ahead ahead = p->ahead;
     __m256 acc[2][CHUNK];
     UNROLL
     for (int i = 0; i < tokens; i++)
         acc[0][i] = acc[1][i] = _mm256_setzero_ps();
-    for (int c = 0; c < p->n_cols; c += 2, tile += 128, x += 4 * p->w) {
+    for (int c = 0; c < p->n_cols; c += 2, tile += 128, x += 4 * w) {
         if (c % 32 == 0)
-            fetch(&ahead, p->w);
+            fetch(&ahead, w);
         __m256i w0 = load(tile), w1 = load(tile + 32);
         UNROLL
         for (int i = 0; i < tokens; i++) {
@@ -341,22 +378,33 @@ INLINE void pass_bf16(enum ttype type, int tokens, const struct pass *p)
     store_acc(p, tokens, acc);
 }
 
-/* --- one function for each type and number of tokens
- * ---------------------------------------------- */
+/* --- one function for each type, width of a group and number of tokens ---------------------------
+ */
 
 typedef void pass_fn(const struct pass *p);
-#define PASS(kind, name, type, tokens)                                                             \
-    static void pass_##name##_##tokens(const struct pass *p)                                       \
+#define PASS(kind, name, type, w, tokens)                                                          \
+    static void pass_##name##_##w##_##tokens(const struct pass *p)                                 \
     {                                                                                              \
-        kind(type, tokens, p);                                                                     \
+        kind(type, w, tokens, p);                                                                  \
     }
 #define PASSES(kind, name, type)                                                                   \
-    PASS(kind, name, type, 1)                                                                      \
-    PASS(kind, name, type, 2)                                                                      \
-    PASS(kind, name, type, 3)
-#define ROW(kind, name, type) [type] = {pass_##name##_1, pass_##name##_2, pass_##name##_3},
+    PASS(kind, name, type, 1, 1)                                                                   \
+    PASS(kind, name, type, 2, 2)                                                                   \
+    PASS(kind, name, type, 3, 3)                                                                   \
+    PASS(kind, name, type, 4, 2)                                                                   \
+    PASS(kind, name, type, 5, 2)                                                                   \
+    PASS(kind, name, type, 5, 3)                                                                   \
+    PASS(kind, name, type, 6, 3)
+/* [w - 1][chunk] */
+#define ROW(kind, name, type)                                                                      \
+    [type] = {{pass_##name##_1_1, NULL},                                                           \
+              {pass_##name##_2_2, NULL},                                                           \
+              {pass_##name##_3_3, NULL},                                                           \
+              {pass_##name##_4_2, pass_##name##_4_2},                                              \
+              {pass_##name##_5_2, pass_##name##_5_3},                                              \
+              {pass_##name##_6_3, pass_##name##_6_3}},
 EACH_TYPE(PASSES)
-static pass_fn *const passes[TTYPE_BF16 + 1][CHUNK] = {EACH_TYPE(ROW)};
+static pass_fn *const passes[TTYPE_BF16 + 1][KERNEL_GROUP][2] = {EACH_TYPE(ROW)};
 
 static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t *x, int n_cols,
                      struct ahead ahead, float sums[KERNEL_GROUP][KERNEL_TILE])
@@ -365,15 +413,15 @@ static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t 
     size_t bytes = ahead.step * units_of(n_cols);
     for (int h = 0; h < 2; h++)
         for (int c = 0; c < chunks; c++) {
-            int i0 = w * c / chunks, tokens = w * (c + 1) / chunks - i0;
+            int i0 = w * c / chunks;
             struct ahead share = ahead; /* near: the first pass fetches for all */
             if (w > NEAR_TOKENS)
                 share = ahead_share(ahead.at, bytes, n_cols, part, 2 * chunks);
             else if (part)
                 share.step = 0;
             part++;
-            struct pass p = {tile, x, n_cols, w, i0, h, share, sums};
-            passes[type][tokens - 1](&p);
+            struct pass p = {tile, x + 4 * i0, n_cols, h, share, sums + i0};
+            passes[type][w - 1][c](&p);
         }
 }
 
