@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Three models, room for two, eight clients that ask for any of them: every answer is there and is
 the model's own, memory stays under the limit, and nothing is left behind. Then models are loaded and
-unloaded by hand, again and again. MODELS_SECONDS (15) and MODELS_CYCLES (25) set how long.
+unloaded by hand, again and again. MODELS_SECONDS (12) and MODELS_CYCLES (12) set how long.
 Ends with "N passed, N failed"."""
 import http.client
 import json
@@ -18,8 +18,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "api"))
 from service import ROOT, Service, model_path, run_tests  # noqa: E402
 
-SECONDS = float(os.environ.get("MODELS_SECONDS", "15"))
-CYCLES = int(os.environ.get("MODELS_CYCLES", "25"))
+SECONDS = float(os.environ.get("MODELS_SECONDS", "12"))
+CYCLES = int(os.environ.get("MODELS_CYCLES", "12"))
 CLIENTS = 8
 LIMIT_MIB = 450  # 192 for the process; each model needs 105 at least
 NAMES = ["real:1", "odd:1", "odder:1"]
