@@ -74,12 +74,15 @@ static void hash_text(struct response_hash *h, const char *text)
     response_hash_str(h, text ? str_of(text) : STR(""));
 }
 
-/* Who may share an answer: one tenant, whole names, one salt, one namespace. */
+/* Who may share an answer: one tenant, one salt, one namespace. The name of a tenant that is not a
+ * key's was cut to a length (terms.c), so what it was cut from counts too. */
 static void hash_tenant(struct response_hash *h, const struct job *j)
 {
     hash_text(h, j->tenant);
-    hash_text(h, j->req.user);
-    response_hash_str(h, http_header(j->x->http, "x-terrace-tenant"));
+    if (!key_tenant(j->x->key)) {
+        hash_text(h, j->req.user);
+        response_hash_str(h, http_header(j->x->http, "x-terrace-tenant"));
+    }
     hash_text(h, j->req.gen.cache_salt);
     hash_text(h, j->req.cache.space);
 }
