@@ -13,9 +13,11 @@ import tempfile
 import time
 import warnings
 
+from lora_files import random_adapter
 from service import TERRACE, Service, new_key, run_tests
 
-STATE = tempfile.TemporaryDirectory()
+STATE, ADAPTERS = tempfile.TemporaryDirectory(), tempfile.TemporaryDirectory()
+random_adapter(pathlib.Path(ADAPTERS.name) / "theirs", seed=1)
 SMALL = ["--memory-limit", "600MiB", "--ctx", "1024", "--log-level", "debug"]
 LONG = "The harvest of the year was better than anybody had hoped for. " * 20
 SECRET = "xyzzy-plugh-prompt"
@@ -29,15 +31,17 @@ def key_command(*args):
 KEYS = {
     "admin": new_key(STATE.name, "root", "--role", "admin", "--tenant", "acme"),
     "metrics": new_key(STATE.name, "prometheus", "--role", "metrics"),
-    "user": new_key(STATE.name, "alice", "--tenant", "acme"),
+    "user": new_key(STATE.name, "alice", "--tenant", "acme",
+                    "--adapters", "acme-*"),
     "other admin": new_key(STATE.name, "mallory-admin", "--role", "admin", "--tenant", "umbrella"),
-    "other user": new_key(STATE.name, "mallory", "--tenant", "umbrella"),
+    "other user": new_key(STATE.name, "mallory", "--tenant", "umbrella", "--adapters", "umbrella-*"),
     "revoked": new_key(STATE.name, "gone", "--role", "admin"),
     "limited": new_key(STATE.name, "fussy", "--models", "nothing*,other"),
     "wrong": "tk-" + "A" * 43,
 }
 key_command("revoke", "gone")
-SERVICE = Service(*SMALL, "--allow-origin", "https://chat.example", state=STATE.name,
+SERVICE = Service(*SMALL, "--allow-origin", "https://chat.example", "--adapter-root",
+                  ADAPTERS.name, state=STATE.name,
                   key=KEYS["admin"]).__enter__()
 attempts = 0
 
@@ -165,6 +169,39 @@ def test_other_tenant_gets_nothing():
         assert chat("other user", "What?", cache_salt=salt)[0] == 400
     assert chat("user", "Tell! " + LONG)[2]["usage"]["prompt_tokens_details"]["cached_tokens"] < 50
     assert chat("user", "Tell! " + LONG)[2]["usage"]["prompt_tokens_details"]["cached_tokens"] > 200
+
+
+def test_adapters_of_other_tenants():
+    status, _, text = ask("POST", "/v1/adapters", "admin", {"name": "acme-a", "path": "theirs"})
+    assert status in (200, 201), text
+    assert ask("PUT", "/v1/adapters/aliases/acme-prod", "admin", {"adapter": "acme-a"})[0] == 200
+    assert ask("PUT", "/v1/users/ann/adapter", "admin", {"adapter": "acme-a"})[0] == 200
+    plain, adapted = (chat("user", "Name a colour.", max_tokens=12, **more)[2]["choices"]
+                      for more in ({}, {"adapter": "acme-a"}))
+    assert plain != adapted
+    assert chat("user", "Name a colour.", max_tokens=12, user="ann")[2]["choices"] == adapted
+    # neither by its name, nor by an alias, nor as a model, nor as somebody's own
+    for more in ({"adapter": "acme-a"}, {"adapter": "acme-prod"}, {"model": "acme-a"},
+                 {"model": SERVICE.model + ":acme-a"}, {"adapter": "acme-a@1"}, {"lora": [{"id": 0}]}):
+        status, _, body = chat("other user", "Name a colour.", **more)
+        assert status in (400, 403, 404), (more, status, body)
+    for user in ("ann", "@acme/ann"):
+        got = chat("other user", "Name a colour.", max_tokens=12, user=user)[2]["choices"]
+        assert got == plain, user
+    for path in ("/v1/adapters", "/v1/models", "/v1/adapters/aliases", "/lora-adapters"):
+        status, _, text = ask("GET", path, "other user")
+        assert status == 200 and "acme" not in text, (path, text)
+        assert "acme-a" in ask("GET", path, "user")[2], path
+    for path in ("/v1/adapters/acme-a", "/v1/adapters/acme-prod", "/v1/adapters/acme-a/versions",
+                 "/v1/models/acme-a"):
+        assert ask("GET", path, "other user")[0] == 404, path
+        assert ask("GET", path, "user")[0] in (200, 404), path
+    assert ask("GET", "/v1/users/ann/adapter", "other admin")[0] == 404
+    for path in ("../theirs", "/etc", "theirs/../..", "theirs/../../x"):
+        status, _, text = ask("POST", "/v1/adapters", "admin", {"name": "bad", "path": path})
+        assert status in (400, 403, 404), (path, status, text)
+    for name in ("../x", "..", "a\u0000b", "x" * 300):
+        assert ask("POST", "/v1/adapters", "admin", {"name": name, "path": "theirs"})[0] == 400, name
 
 
 def usage(who, query):
