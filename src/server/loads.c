@@ -35,8 +35,10 @@ struct server_load {
     pthread_t thread;
     struct server_watch *watch; /* the load's thread's */
     char what[160];
-    int64_t start_ms, asked_ms; /* asked_ms 0: has not asked for room yet */
-    bool placed;                /* has been granted its room */
+    int64_t start_ms;
+    int64_t asked_ms; /* when it asked for room, 0: has not yet */
+    int64_t turn_ms;  /* when it became the first of rooms, 0: has not yet */
+    bool placed;      /* has been granted its room */
     uint64_t least, most;
 
     struct server_model result;
@@ -93,6 +95,7 @@ static void undrain(struct server *s)
     for (struct served *m = served_first(s); m; m = served_next(m))
         if (m->state == SERVED_DRAINING && !m->unwanted) {
             m->state = SERVED_READY;
+            m->evicted = false;
             waiters_wake(&m->ready, NULL);
         }
 }
@@ -234,6 +237,7 @@ void unload_start(struct served *m)
     BUG_ON(m->users || !served_is_loaded(m) || !m->model.owner);
     struct server *s = m->server;
     struct server_load *l = begin(m, SERVED_UNLOADING);
+    m->n_evictions += m->evicted;
     for (int i = 0; i < s->served.n_hooks; i++)
         s->served.hooks[i].fn(s->served.hooks[i].arg, m, false);
     personas_lost(s->personas, m);
@@ -331,6 +335,8 @@ static bool make_room(struct server_load *l)
 {
     struct server *s = l->server;
     uint64_t left = budget_left(s->opts.budget);
+    if (!l->turn_ms)
+        l->turn_ms = clock_ms();
     if (left >= l->least) {
         l->placed = true;
         settle(l, share_of(l, left), NULL);
@@ -346,11 +352,9 @@ static bool make_room(struct server_load *l)
     struct served *m = victim(s, true);
     if (m) {
         log_info("server", "unloading %s to make room for %s", m->name, l->model->name);
-        m->n_evictions++;
         m->evicted = true;
         unload_start(m);
     } else if ((m = victim(s, false))) {
-        m->n_evictions++;
         m->evicted = true;
         m->state = SERVED_DRAINING;
     }
@@ -368,7 +372,7 @@ void rooms_tick(struct server *s)
 {
     struct server_load *l = s->served.rooms;
     int64_t patience = s->opts.room_ms ? s->opts.room_ms : ROOM_MS;
-    if (l && !l->placed && clock_ms() - l->asked_ms >= patience) {
+    if (l && !l->placed && l->turn_ms && clock_ms() - l->turn_ms >= patience) {
         refuse(l, ERR_BUSY, "and the models that are in use leave no room for it");
         undrain(s);
     }
@@ -394,6 +398,7 @@ static void room_asked(void *arg)
     }
     leave_rooms(l);
     l->placed = false;
+    l->turn_ms = 0;
     l->next = NULL;
     struct server_load **end = &s->served.rooms;
     while (*end)

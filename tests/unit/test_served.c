@@ -438,6 +438,31 @@ static void test_no_room(void **state)
     shop_close(&s);
 }
 
+/* Who was to make room and need not after all, is in service again and was not evicted. */
+static void test_undrained(void **state)
+{
+    struct shop s = {.wares = {{"a", 60, 60, .gated = true, .gate.closed = true}, {"b", 60, 60}},
+                     .o = {.room_ms = 1500}};
+    shop_open(&s, NULL, 0);
+    int running = send_chat(&s, "a", "", "");
+    wait_states(&s, "a loaded, b unloaded");
+    wait_requests(&s, "a", 1);
+    int other = send_chat(&s, "b", "", "");
+    wait_states(&s, "a unloading, b loading");
+    int next = send_chat(&s, "a", "", "");
+    expect_failure(other, 503, "in use leave no room");
+    wait_requests(&s, "a", 2);
+    rig_gate_set(&ware_of(&s, "a")->gate, false);
+    expect_answer(running);
+    expect_answer(next);
+    assert_int_equal(ware_of(&s, "a")->loads, 1);
+    struct response a;
+    request(&s.rig, "GET", "/metrics", NULL, &a);
+    assert_non_null(strstr(a.body.data, "terrace_model_evictions_total{model_name=\"a\"} 0\n"));
+    response_release(&a);
+    shop_close(&s);
+}
+
 /* Equal parts for those that want to be loaded, and what is granted is never more than is left. */
 static void test_shares(void **state)
 {
@@ -599,21 +624,14 @@ static void test_crowd(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_on_demand),
-        cmocka_unit_test(test_waiting),
-        cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_no_default),
-        cmocka_unit_test(test_eviction_order),
-        cmocka_unit_test(test_named_go_last),
-        cmocka_unit_test(test_in_use),
-        cmocka_unit_test(test_no_room),
-        cmocka_unit_test(test_shares),
-        cmocka_unit_test(test_keep_alive),
-        cmocka_unit_test(test_by_hand),
-        cmocka_unit_test(test_personas),
-        cmocka_unit_test(test_end_while_loading),
-        cmocka_unit_test(test_failed_start),
-        cmocka_unit_test(test_crowd),
+        cmocka_unit_test(test_on_demand),      cmocka_unit_test(test_waiting),
+        cmocka_unit_test(test_failures),       cmocka_unit_test(test_no_default),
+        cmocka_unit_test(test_eviction_order), cmocka_unit_test(test_named_go_last),
+        cmocka_unit_test(test_in_use),         cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_undrained),      cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_keep_alive),     cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_personas),       cmocka_unit_test(test_end_while_loading),
+        cmocka_unit_test(test_failed_start),   cmocka_unit_test(test_crowd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
