@@ -3,14 +3,17 @@
 import concurrent.futures
 import json
 import pathlib
+import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
 import urllib.request
 
 import openai
 
 from lora_files import random_adapter
-from service import Service, run_tests
+from service import TERRACE, Service, new_key, run_tests
 
 SERVER = CLIENT = None
 
@@ -167,6 +170,48 @@ def test_adapters():
     assert ask("r0") == (answers["r0"][0], "hit")
     assert drop("?adapter=r1") == 1
     assert ask("r1") == (answers["r1"][0], "miss") and ask(SERVER.model)[1] == "hit"
+
+
+def keyed(service, key, **more):
+    """A chat with a key: (status, what the cache did)."""
+    body = {"messages": [{"role": "user", "content": "Hello?"}], "temperature": 0, "max_tokens": 4, **more}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(
+                service.url + "/v1/chat/completions", json.dumps(body).encode(),
+                {"Authorization": "Bearer " + key}), timeout=60) as reply:
+            return reply.status, reply.headers["x-terrace-cache"]
+    except urllib.error.HTTPError as e:
+        return e.code, None
+
+
+def usage(service, name):
+    rows = service.json("/v1/usage?group_by=key")["data"]
+    return next((r for r in rows if r["key_name"] == name), {})
+
+
+def test_keys():
+    """Tenants never share, keys of one tenant do; a hit is in the books and costs no tokens."""
+    with tempfile.TemporaryDirectory() as state:
+        key = {name: new_key(state, name, "--tenant", tenant, *more) for name, tenant, *more in (
+            ("ann", "acme", "--tpm", 60), ("bob", "acme"), ("eve", "umbrella"), ("root", "acme", "--role", "admin"))}
+        with Service("--response-cache", "1MiB", "--ctx", "512", "--memory-limit", "400MiB",
+                     state=state, key=key["root"]) as s:
+            assert [keyed(s, key[k]) for k in ("ann", "ann", "bob", "bob", "bob")] == [
+                (200, "miss")] + [(200, "hit")] * 4
+            assert [keyed(s, key["eve"], **{"cache_salt": "x"} if i else {}) for i in (0, 1, 0)] == [
+                (200, "miss"), (200, "miss"), (200, "hit")]
+            assert keyed(s, key["bob"], user="u1") == keyed(s, key["bob"], user="u2") == (200, "hit")
+            assert {keyed(s, key["ann"]) for _ in range(20)} == {(200, "hit")}
+            assert keyed(s, key["ann"], max_tokens=60)[0] == 429  # its minute is used by the first
+            until = time.monotonic() + 30
+            while (row := usage(s, "eve")).get("requests") != 3:
+                assert time.monotonic() < until, row
+            assert row["completion_tokens"] == 12 and row["prompt_tokens"] % 3 == 0, row
+            subprocess.run([TERRACE, "key", "revoke", "bob", "--state-dir", state], check=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            until = time.monotonic() + 30
+            while keyed(s, key["bob"])[0] != 401:
+                assert time.monotonic() < until
 
 
 def main():
