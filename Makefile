@@ -2,6 +2,7 @@
 BUILD ?= build
 MODEL ?= smollm2:135m
 SERVE ?=
+BENCH ?=
 
 .PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap soak-models test-vllm
 
@@ -41,10 +42,10 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (600) each
 
 bench: all ## speed of kernels and engine, with the share of the machine's roof
 	tools/check_kernels.py $(BUILD)
-	bench/run.py
+	bench/run.py $(BENCH)
 
 bench-peers: all ## the same files in llama-cpp-python, side by side
-	bench/peers.py
+	bench/peers.py $(BENCH)
 
 soak-hot-swap: all ## adapters that change under streams for HOT_SWAP_SECONDS (1800)
 	HOT_SWAP_SECONDS=$${HOT_SWAP_SECONDS:-1800} tests/stress/hot_swap.py
