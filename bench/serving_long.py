@@ -76,8 +76,7 @@ def cache_row(name, results, metrics, blocks):
 def cache_run(options, trace, name, *args, memory=None):
     """One server, the trace replayed: (row, answers, memory limit for a number of blocks)"""
     given, options.memory = options.memory, memory or options.memory
-    # no other cache, which would take a share of the memory too
-    with Server(options, "--ctx", TURNS_CTX, "--response-cache", "0", *args) as s:
+    with Server(options, "--ctx", TURNS_CTX, *args) as s:
         asyncio.run(ask(s.port, body(ids_of(s, "warm-up", 8), 16)))
         results = asyncio.run(replay(s.port, trace, options.clients, options.gen))
         row = cache_row(name, results, s.metrics(), s.plan()[1])
