@@ -75,6 +75,8 @@ SCENARIOS = {
         "memory": (str, "8GiB", "1GiB", "memory limit"),
         "rate": (float, 50.0, 20.0, "requests per second"),
         "share": (float, 0.9, 0.9, "of requests that were asked before"),
+        "own": (int, 20, 20, "tokens of a question of its own"),
+        "even": (int, 0, 0, "1: one request every 1 / rate seconds, 0: a Poisson process"),
         "seconds": (int, 600, 10, "duration")}),
     "hits": (serving_cache.hits, "cached answers, as fast as they go", SMOLLM2, {
         "memory": (str, "2GiB", "1GiB", "memory limit"),
@@ -83,7 +85,8 @@ SCENARIOS = {
         "seconds": (int, 10, 2, "of each measurement")}),
     "light": (serving_cache.light, "short questions to a persona, one at a time", PHI3, {
         "memory": (str, "8GiB", "1GiB", "memory limit"),
-        "requests": (int, 100, 8, "questions")}),
+        "requests": (int, 100, 8, "questions"),
+        "own": (int, 20, 20, "tokens of a question of its own")}),
 }
 
 

@@ -16,7 +16,7 @@ from serving_kit import Server, bound, median, percentile, text_of, write_report
 SEED = 29
 CTX = 1024
 BUDGET = "64MiB"
-SYSTEM_TOKENS, OWN_TOKENS, MOST_OUT = 200, 20, 4
+SYSTEM_TOKENS, MOST_OUT = 200, 4
 SAID = re.compile(rb"x-terrace-cache: (\w+)", re.I)
 
 
@@ -26,9 +26,9 @@ def said(answer):
     return found[1].decode() if found else "none"
 
 
-def question(server, system, number):
-    """A chat of one persona with about OWN_TOKENS tokens of its own that no other number has."""
-    own = f"{number} " + text_of(server, f"own {number}", OWN_TOKENS - 6)
+def question(server, system, number, own_tokens):
+    """A chat of one persona with about own_tokens of its own, the template's included."""
+    own = f"{number} " + text_of(server, f"own {number}", max(1, own_tokens - 6))
     messages = [{"role": "system", "content": system}, {"role": "user", "content": own}]
     return body(messages, 1 + number % MOST_OUT)
 
@@ -46,9 +46,10 @@ def milliseconds(name, answers, begun=lambda a: a.sent):
 # ---- repeats: open loop, most requests were asked before ----
 
 def repeats_plan(options):
-    """(second, number of the question): a Poisson process; a repeat takes any earlier number."""
+    """(second, number of the question): a Poisson process, or an even one; a repeat takes any
+    earlier number."""
     rng, at, n_new, out = random.Random(SEED), 0.0, 0, []
-    while (at := at + rng.expovariate(options.rate)) < options.seconds:
+    while (at := at + (1 / options.rate if options.even else rng.expovariate(options.rate))) < options.seconds:
         repeat = n_new > 0 and rng.random() < options.share
         out.append((at, rng.randrange(n_new) if repeat else n_new))
         n_new += not repeat
@@ -73,8 +74,8 @@ def repeats(options):
     facts, (plan, n_new) = machine(), repeats_plan(options)
     with serve(options, limit_s=options.seconds + 1800) as s:
         system = text_of(s, "system", SYSTEM_TOKENS)
-        questions = [question(s, system, i) for i in range(n_new)]
-        asyncio.run(ask_all(s.port, [question(s, system, -1)]))  # the persona is cached
+        questions = [question(s, system, i, options.own) for i in range(n_new)]
+        asyncio.run(ask_all(s.port, [question(s, system, -1, options.own)]))  # the persona is cached
         answers, unfinished, late = asyncio.run(open_loop(s.port, plan, questions))
         stats = s.json("/v1/cache")
     good = [a for a in answers if not a.error]
@@ -86,15 +87,18 @@ def repeats(options):
               bound("p99 of hits, from sending, ms", rows[-1]["p99 ms"], most=5),
               bound("errors", errors, most=0),
               bound("wrong counts of hits", abs(stats["hits"] - len(kinds["hit"])), most=0)]
-    notes = [f"{len(plan)} requests in {options.seconds} s, open loop, Poisson at {options.rate:g}/s; "
+    notes = [f"{len(plan)} requests in {options.seconds} s, open loop, "
+             f"{'even' if options.even else 'Poisson'} at {options.rate:g}/s; "
              f"{100 * (1 - n_new / len(plan)):.0f} % had been asked before; {SYSTEM_TOKENS} tokens of "
-             f"persona, {OWN_TOKENS} own, 1 to {MOST_OUT} out; {unfinished} unfinished; the client was "
+             f"persona, {options.own} own, 1 to {MOST_OUT} out; {unfinished} unfinished; the client was "
              f"at most {1e3 * late:.0f} ms late, which counts unless it says from sending."]
     notes += sorted({a.error for a in answers if a.error})[:5]
     write_report(options, facts, rows, bounds, notes, cache=stats)
 
 
 # ---- hits: nothing else, as many as one connection thread can serve ----
+
+OWN_TOKENS = 20
 
 SCRIPT = """
 local bodies = {}
@@ -118,7 +122,7 @@ def hits(options):
         raise SystemExit("wrk is needed: apt install wrk")
     with serve(options) as s, tempfile.TemporaryDirectory() as folder:
         system = text_of(s, "system", SYSTEM_TOKENS)
-        questions = [question(s, system, i) for i in range(options.prompts)]
+        questions = [question(s, system, i, OWN_TOKENS) for i in range(options.prompts)]
         for stream in (False, True):
             for q in questions:
                 q["stream"] = stream
@@ -164,8 +168,8 @@ def light(options):
     facts = machine()
     with serve(options) as s:
         system = text_of(s, "system", SYSTEM_TOKENS)
-        questions = [question(s, system, i) for i in range(options.requests)]
-        asyncio.run(ask_all(s.port, [question(s, system, -1)]))
+        questions = [question(s, system, i, options.own) for i in range(options.requests)]
+        asyncio.run(ask_all(s.port, [question(s, system, -1, options.own)]))
         answers = asyncio.run(one_by_one(s.port, questions))
     good = [a for a in answers if not a.error and said(a) == "miss"]
     rows = [milliseconds("all", good)]
