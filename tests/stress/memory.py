@@ -58,9 +58,11 @@ def test_resident_memory_stays_under_the_limit():
 
 
 def test_what_cannot_fit_is_refused_with_numbers():
-    done = subprocess.run([TERRACE, "serve", "--model", model_path(), "--port", "0",
-                           "--memory-limit", "250MiB", "--ctx", "1024"],
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    with tempfile.TemporaryDirectory() as state:
+        done = subprocess.run([TERRACE, "serve", "--model", model_path(), "--port", "0",
+                               "--memory-limit", "250MiB", "--ctx", "1024",
+                               "--response-cache", "0", "--state-dir", state],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
     text = done.stdout.decode()
     found = re.search(r"needs (\d+) MiB \(weights (\d+), scratch (\d+), other (\d+), KV cache for "
                       r"1024 tokens (\d+)\), the limit is 250 MiB", text)
