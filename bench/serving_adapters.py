@@ -26,7 +26,10 @@ def streams(server, options, seed, adapters):
                            **({"model": a} if a else {}))) for i, a in enumerate(adapters)]
     answers = asyncio.run(ask_all(server.port, requests))
     fail_on_errors(answers)
-    return decode_rate(answers)
+    rate = decode_rate(answers)
+    if not rate:
+        raise SystemExit("no moment in which all streams ran: raise --gen")
+    return rate
 
 
 def served(options, paths):
