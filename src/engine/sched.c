@@ -1,5 +1,6 @@
 #include "engine/sched.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/mem.h"
@@ -335,13 +336,17 @@ static enum sched_answer admit(struct sched *s, struct sched_item *item)
  * and one that has been alone for a while is likely to stay so. */
 static const double stretch = 2.2, long_steps = 1.5, alone_steps = 4;
 
+/* However long the decodes take, prompts get a fifth of the time: answers end only if others begin.
+ */
+static const double least_stretch = 1.25;
+
 static double step_target(const struct sched *s)
 {
     if (!s->n_plan)
         return s->step_ms * (s->alone_ms < ALONE_MS ? long_steps : alone_steps);
-    double stretched = stretch * cost_predict(&s->cost, s->n_plan_tokens, s->plan_attention);
-    double target = stretched > s->step_ms / 3 ? stretched : s->step_ms / 3;
-    return target < s->step_ms ? target : s->step_ms;
+    double decodes = cost_predict(&s->cost, s->n_plan_tokens, s->plan_attention);
+    double target = fmax(stretch * decodes, s->step_ms / 3);
+    return fmax(fmin(target, s->step_ms), least_stretch * decodes);
 }
 
 /* How many of `need` tokens of a sequence that has `from` fit into the step. Of all prompts

@@ -1,8 +1,9 @@
 /* sched.h - who runs in the next step, and with how many tokens.
  *
  * Decodes first: every running sequence that lacks one token gets it in every step. What the step's
- * time target (step_ms, or less: a prompt may make a step of decodes twice as long) leaves goes to
- * prefill chunks. Nobody computes what another one of the step computes for both. The order:
+ * time target (step_ms, or less: a prompt may make a step of decodes about twice as long; but a
+ * fifth of the time is for prompts however many decodes there are) leaves goes to prefill chunks.
+ * Nobody computes what another one of the step computes for both. The order:
  *     1. priority, lower first, one level better for every SCHED_AGE tokens served since it came,
  * up to the level of the best
  *     2. the tenant that was served least (virtual time = tokens computed, start-time fair
