@@ -4,7 +4,7 @@ MODEL ?= smollm2:135m
 SERVE ?=
 BENCH ?=
 
-.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap soak-models test-vllm
+.PHONY: all help setup serve test test-unit test-asan test-tsan fuzz bench bench-peers lint format clean soak-faults soak-kills soak-limits soak-hot-swap soak-models soak-tiers soak test-vllm
 
 all: setup $(BUILD)/build.ninja ## build build/terrace
 	ninja -C $(BUILD)
@@ -61,6 +61,11 @@ soak-models: all ## three models, room for two, for MODELS_SECONDS (600); MODELS
 
 soak-faults: all ## upstreams that die, hang and lie for FAULTS_SECONDS (600)
 	FAULTS_SECONDS=$${FAULTS_SECONDS:-600} python3 tests/stress/faults.py
+
+soak-tiers: all ## three tiers of real shapes under load for TIER_SECONDS (600)
+	TIER_SECONDS=$${TIER_SECONDS:-600} TIER_SHAPES=real python3 tests/stress/tiers.py
+
+soak: soak-faults soak-hot-swap soak-kills soak-limits soak-models soak-tiers ## all long runs: an hour and more
 
 VLLM_VENV ?= build/vllm
 VLLM_MODEL ?= build/models/smollm2-hf
