@@ -97,7 +97,8 @@ def running(name, command, port, seconds=20):
         wait_ready(name, port, process, seconds)
         yield port, process.pid
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -129,6 +130,7 @@ def litellm(program, folder, upstream):
         "model_list": [{"model_name": "m", "litellm_params": {
             "model": "openai/m", "api_base": f"http://127.0.0.1:{upstream}/v1",
             "api_key": "sk-bench"}}],
+        "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
         "litellm_settings": {"telemetry": False}}))
     return running("litellm", [program, "--config", config, "--host", "127.0.0.1", "--port", port,
                                "--num_workers", 1], port, 180)
@@ -163,7 +165,7 @@ def full_load(row, what, body, where, connections, seconds, folder):
     port, group = where
     before = cpu_us(group)
     rate, n = wrk(port, body, connections, seconds, folder)
-    used = (cpu_us(group) - before) / n
+    used = (cpu_us(group) - before) / max(n, 1)
     row[what + "_s"] = max(row.get(what + "_s", 0), rate)
     row[what + "_cpu_us"] = min(row.get(what + "_cpu_us", used), used)
 

@@ -5,6 +5,8 @@
 #include "base/mem.h"
 #include "http/client_private.h"
 
+enum { ABANDONED_MS = 1000 };
+
 /* ---- memory ---- */
 
 void client_handle_closed(struct http_client *c)
@@ -191,6 +193,24 @@ void http_call_cancel(struct http_call *call)
     }
     direct_call_drop(call);
     call_free(call);
+}
+
+static void nobody(struct http_call *call, const struct err *e)
+{
+}
+
+void http_call_abandon(struct http_call *call)
+{
+    if (call->state != CALL_RUNS || call->easy || !direct_call_is_sent(call)) {
+        http_call_cancel(call);
+        return;
+    }
+    http_call_resume(call);
+    call->opts.on_head = NULL;
+    call->opts.on_data = NULL;
+    call->opts.on_end = nobody;
+    call->opts.deadline_ms = client_now_ms(call->client) + ABANDONED_MS;
+    call_watch_due(call);
 }
 
 void http_call_pause(struct http_call *call)

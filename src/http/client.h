@@ -78,6 +78,10 @@ struct http_call_opts {
 struct http_call *http_call_start(struct http_client *c, const struct http_call_opts *o);
 void http_call_cancel(struct http_call *call); /* the connection is closed; the call is gone */
 
+/* The caller has all that it wants: no callback comes any more, and the body may go. The end of the
+ * response is waited for for a moment, so that the connection can be kept. */
+void http_call_abandon(struct http_call *call);
+
 /* Stops and restarts on_data; meanwhile the kernel's buffers fill and the server waits. What was
  * read already may still come once after http_call_pause. */
 void http_call_pause(struct http_call *call);

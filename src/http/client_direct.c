@@ -55,6 +55,12 @@ bool direct_is_connecting(const struct http_call *call)
     return call->direct && call->direct->connecting;
 }
 
+bool direct_call_is_sent(const struct http_call *call)
+{
+    const struct direct *d = call->direct;
+    return d && !d->connecting && d->in_body && !d->unsent[0].n && !d->unsent[1].n;
+}
+
 /* ---- connections ---- */
 
 static void on_closed(uv_handle_t *h)

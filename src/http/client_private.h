@@ -111,5 +111,6 @@ void direct_part_close(struct http_client *c);
 bool direct_call_start(struct http_call *call, const struct http_call_opts *o);
 void direct_call_drop(struct http_call *call);
 void direct_call_pause(struct http_call *call, bool pause);
+bool direct_call_is_sent(const struct http_call *call);
 bool direct_is_connecting(const struct http_call *call);
 bool direct_serves(const struct direct *d, const struct http_call *call); /* still */

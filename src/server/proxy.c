@@ -195,9 +195,24 @@ static void finish(struct attempt *a, int64_t prompt, int64_t completion)
                                  .decode_ms = (double)(clock_ms() - p->start_ms)};
         router_answered(j, &u);
     }
+    if (a->call)
+        http_call_abandon(a->call);
     a->call = NULL;
     attempt_release(a, OUTCOME_OK, NULL);
     proxy_free(p);
+}
+
+static void stream_over(struct attempt *a, const struct err *e)
+{
+    struct proxy *p = a->proxy;
+    if (!a->events.done) {
+        int status = e && e->code == ERR_TIMEOUT ? 504 : 502;
+        attempt_failed(a, OUTCOME_FAILED, status, e ? e->msg : "its stream ended without [DONE]");
+        return;
+    }
+    int64_t completion = a->events.completion_tokens;
+    http_end(p->x->http);
+    finish(a, a->events.prompt_tokens, completion ? completion : (int64_t)a->events.n_data);
 }
 
 static void pass_events(struct attempt *a, const char *data, size_t n)
@@ -220,21 +235,10 @@ static void pass_events(struct attempt *a, const char *data, size_t n)
         if (p->x->job)
             p->x->job->begun = true;
     }
-    if (!http_write(http, whole.p, whole.n))
+    if (!http_write(http, whole.p, whole.n) && !a->events.done)
         http_call_pause(a->call);
-}
-
-static void stream_over(struct attempt *a, const struct err *e)
-{
-    struct proxy *p = a->proxy;
-    if (!a->events.done) {
-        int status = e && e->code == ERR_TIMEOUT ? 504 : 502;
-        attempt_failed(a, OUTCOME_FAILED, status, e ? e->msg : "its stream ended without [DONE]");
-        return;
-    }
-    int64_t completion = a->events.completion_tokens;
-    http_end(p->x->http);
-    finish(a, a->events.prompt_tokens, completion ? completion : (int64_t)a->events.n_data);
+    if (a->events.done) /* clients leave at [DONE], and the backend's last bytes may be late */
+        stream_over(a, NULL);
 }
 
 static void reply_over(struct attempt *a)

@@ -23,7 +23,8 @@ struct ask {
     struct err err;
     size_t pause_at, cancel_at; /* 0: never */
     bool cancel_on_head;
-    struct ask *then; /* started from inside of on_data */
+    size_t abandon_at; /* 0: never */
+    struct ask *then;  /* started from inside of on_data */
     const char *then_path;
     struct http_timer *timer;
 };
@@ -79,6 +80,11 @@ static void on_data(struct http_call *call, const char *p, size_t n)
         struct ask *then = a->then;
         a->then = NULL;
         start(a->b, then, a->then_path, (struct http_call_opts){0});
+    }
+    if (a->abandon_at && a->body.len >= a->abandon_at) {
+        a->abandon_at = 0;
+        http_call_abandon(call);
+        one_less(a->b);
     }
     if (a->cancel_at && a->body.len >= a->cancel_at) {
         http_call_cancel(call);
@@ -274,6 +280,33 @@ static void test_cancel(void **state)
     close_both(&r, &b);
 }
 
+/* What comes after that is nobody's; an endless response is ended, a short one keeps its
+ * connection.
+ */
+static void test_abandon(void **state)
+{
+    struct rig r;
+    struct bench b;
+    open_both(&r, &b);
+    struct ask a = {.abandon_at = 1};
+    start(&b, &a, "/big?n=3000000", (struct http_call_opts){0});
+    http_loop_run(b.loop);
+    assert_false(a.ended);
+    assert_true(a.body.len < 3000000);
+    drop(&a);
+    a = (struct ask){.abandon_at = 1};
+    start(&b, &a, "/fill", (struct http_call_opts){0});
+    http_loop_run(b.loop);
+    size_t got = a.body.len;
+    struct ask next = ask(&b, "/sse", (struct http_call_opts){.deadline_ms = clock_ms() + 1500});
+    assert_int_equal(next.err.code, ERR_TIMEOUT);
+    assert_int_equal(a.body.len, got);
+    rig_wait(&r, &r.n_complete, 1);
+    rig_wait(&r, &r.n_cut, 2);
+    drop(&a);
+    close_both(&r, &b);
+}
+
 static void test_start_inside(void **state)
 {
     struct rig r;
@@ -428,11 +461,12 @@ static void test_nobody_there(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_get_and_post),     cmocka_unit_test(test_large_bodies),
-        cmocka_unit_test(test_many_at_once),     cmocka_unit_test(test_pause),
-        cmocka_unit_test(test_cancel),           cmocka_unit_test(test_start_inside),
-        cmocka_unit_test(test_close_with_calls), cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_bad_servers),      cmocka_unit_test(test_nobody_there),
+        cmocka_unit_test(test_get_and_post), cmocka_unit_test(test_large_bodies),
+        cmocka_unit_test(test_many_at_once), cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_cancel),       cmocka_unit_test(test_abandon),
+        cmocka_unit_test(test_start_inside), cmocka_unit_test(test_close_with_calls),
+        cmocka_unit_test(test_limits),       cmocka_unit_test(test_bad_servers),
+        cmocka_unit_test(test_nobody_there),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
