@@ -207,7 +207,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=int, default=5)
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--rate", type=int, default=400, help="requests/s of the second latency run")
+    p.add_argument("--rate", type=int, default=40, help="requests/s of the second latency run")
     p.add_argument("--litellm", help="its program, as VENV/bin/litellm")
     p.add_argument("--json", type=pathlib.Path)
     o = p.parse_args()
