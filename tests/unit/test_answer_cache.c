@@ -597,7 +597,7 @@ static void *step_on(void *arg)
 /* A follower that does not read neither stops the others nor loses anything. */
 static void test_slow_follower(void **state)
 {
-    enum { TOKENS = 20000 };
+    enum { TOKENS = 10000 };
     char body[192];
     struct rig r;
     struct response fast, slow;
