@@ -301,7 +301,7 @@ bool router_escalate(struct job *j, int status, const struct err *e)
     bool again = status == 429 || status == 404 || status >= 500;
     bool late = j->deadline_ms && clock_ms() >= j->deadline_ms;
     if (!route || route->step < 0 || route->step + 1 >= route->decision.n_steps || !again || late ||
-        !j->x || j->begun)
+        !j->x || j->begun || j->retry_ms) /* the key's limits are the same on every tier */
         return false;
     const struct tier *t = tier_of(route);
     size_t n = strlen(route->decision.reason);
