@@ -147,7 +147,7 @@ def tier_stress():
         "models",
         "tiers",
     ):
-        results.append(counted(f"tests/stress/{script}.py"))
+        results.append(counted(sys.executable, f"tests/stress/{script}.py"))
     return tuple(map(sum, zip(*results)))
 
 

@@ -11,6 +11,10 @@ static const double noise = 0.1, drift = 0.03, most_deviations = 3;
  * the kernels than a step of four, and may well take longer. */
 static const double least_growth = 0.9;
 
+/* No value falls below this, or to less than a quarter in one step: what reached zero could not be
+ * stretched again. */
+static const double least_ms = 1e-4, least_left = 0.25;
+
 void cost_init(struct cost *c)
 {
     /* before the first measurement: a large model on a few cores, so that the first chunk is small;
@@ -76,7 +80,7 @@ static void spread(struct cost *c, int at)
 static void correct(double *value, double *var, double x, double error, double total, double wander)
 {
     double gain = *var * x / total;
-    *value = fmax(*value + gain * error, 0);
+    *value = fmax(*value + gain * error, least_left * *value);
     *var = *var * (1 - gain * x) + wander * wander;
 }
 
@@ -84,14 +88,14 @@ static void correct(double *value, double *var, double x, double error, double t
 static void stretch(struct cost *c, struct place p, double factor)
 {
     for (int i = p.at; i <= p.at + (p.part > 0); i++) {
-        c->ms[i] *= factor;
+        c->ms[i] = fmax(c->ms[i] * factor, least_ms);
         c->var[i] = 2 * noise * noise * c->ms[i] * c->ms[i];
     }
 }
 
 void cost_learn(struct cost *c, int n_tokens, double attention, double ms)
 {
-    if (n_tokens < 1 || !(ms > 0))
+    if (n_tokens < 1 || !(ms > 0) || !isfinite(ms))
         return;
     struct place p = place_of(n_tokens);
     double x[2] = {1 - p.part, p.part}, k = attention * 1e-3;
@@ -109,6 +113,8 @@ void cost_learn(struct cost *c, int n_tokens, double attention, double ms)
     for (int i = 0; i < 2; i++)
         correct(&c->ms[p.at + i], &c->var[p.at + i], x[i], error, total,
                 x[i] * drift * c->ms[p.at + i]);
+    for (int i = 0; i < 2; i++)
+        c->ms[p.at + i] = fmax(c->ms[p.at + i], least_ms);
     correct(&c->slope, &c->slope_var, k, error, total, drift * c->slope);
     c->slope_var = fmin(c->slope_var, 1);
     spread(c, p.at);

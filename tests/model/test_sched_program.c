@@ -786,9 +786,37 @@ static void test_cost_is_guessed_from_little(void **state)
     }
 }
 
+/* Times without rhyme or reason, from a clock's tick to minutes, leave nothing that cannot recover:
+ * an estimate that is no number would hold every prompt to the smallest chunk for good. */
+static void test_cost_survives_nonsense(void **state)
+{
+    static const struct machine m = {60, 7, 0};
+    for (uint64_t seed = 1; seed <= 40; seed++) {
+        struct rng rng;
+        struct cost c;
+        rng_seed(&rng, seed);
+        cost_init(&c);
+        for (int i = 0; i < 300; i++) {
+            int n = 1 + (int)rng_below(&rng, 600), from = (int)rng_below(&rng, 4000);
+            double ms = pow(10, -5 + 3 * (double)(seed % 4) * rng_double(&rng));
+            cost_learn(&c, n, cost_attention(from, n), ms);
+            for (int k = 1; k <= 600; k *= 3)
+                assert_true(cost_predict(&c, k, 0) > 0 && isfinite(cost_predict(&c, k, 1e6)));
+        }
+        for (int i = 0; i < 3000; i++) {
+            int n = 1 + (int)rng_below(&rng, 200);
+            cost_learn(&c, n, 0, step_takes(&m, n, 0));
+        }
+        double want = step_takes(&m, 100, 0), got = cost_predict(&c, 100, 0);
+        if (got < want * 0.7 || got > want * 1.4)
+            fail_msg("seed %d: %g ms, not %g", (int)seed, got, want);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cost_survives_nonsense),
         cmocka_unit_test(test_program),
         cmocka_unit_test(test_planted_bugs_are_found),
         cmocka_unit_test(test_a_flood_holds_nobody_up),
