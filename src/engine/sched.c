@@ -332,18 +332,28 @@ static enum sched_answer admit(struct sched *s, struct sched_item *item)
 
 /* How long the step may take. Streams feel it against the step they would have without a prompt: so
  * many times that, where a third of step_ms is short enough for anybody. Without decodes nobody
- * waits for the end of the step but those who come meanwhile; long chunks of a prompt are cheaper,
- * and one that has been alone for a while is likely to stay so. */
+ * waits for the end of the step but those who come meanwhile; long chunks of a prompt are cheaper.
+ * One that has been alone for a while is likely to stay so, and one that others wait for, as its
+ * beginning is theirs, is the way to their first tokens too. */
 static const double stretch = 2.2, long_steps = 1.5, alone_steps = 4;
 
 /* However long the decodes take, prompts get a fifth of the time: answers end only if others begin.
  */
 static const double least_stretch = 1.25;
 
+/* Somebody waited in the last step for what another was computing. */
+static bool is_awaited(const struct sched *s)
+{
+    for (const struct sched_item *it = s->waiting.first; it; it = it->next)
+        if (it->skip_step && it->skip_step + 1 == s->step)
+            return true;
+    return false;
+}
+
 static double step_target(const struct sched *s)
 {
     if (!s->n_plan)
-        return s->step_ms * (s->alone_ms < ALONE_MS ? long_steps : alone_steps);
+        return s->step_ms * (s->alone_ms < ALONE_MS && !is_awaited(s) ? long_steps : alone_steps);
     double decodes = cost_predict(&s->cost, s->n_plan_tokens, s->plan_attention);
     double target = fmax(stretch * decodes, s->step_ms / 3);
     return fmax(fmin(target, s->step_ms), least_stretch * decodes);
