@@ -56,7 +56,8 @@ SCENARIOS = {
         "requests": (int, 60, 8, "short requests, one a second"),
         "quiet": (int, 5, 1, "seconds of flood before the first one")}),
     "cache": (serving_long.cache, "conversations: prefix cache on, off and small", SMOLLM2, {
-        "memory": (str, "2GiB", "1GiB", "memory limit"),
+        # so little that it bounds the pool, from which the limit of the small pool is worked out
+        "memory": (str, "1GiB", "1GiB", "memory limit"),
         "users": (int, 50, 8, "conversations"),
         "clients": (int, 4, 4, "of them at once"),
         "gen": (int, 48, 16, "tokens of an answer")}),
