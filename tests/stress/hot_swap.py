@@ -286,7 +286,7 @@ def report(s, swapper, clients):
     assert not failures, failures[:5]
     assert not wrong, wrong[:3]
     assert m["vllm:kv_cache_usage_perc"] == 0
-    if SECONDS > 300:  # the long run wants an idle machine; others only show the figures
+    if SECONDS >= 300:  # a short run on a busy machine has too few gaps to judge
         assert gaps[0] <= gaps[1] + 2 * step, "changes hold streams up"
 
 

@@ -125,13 +125,15 @@ static double error_of(const char *arch, const char *quant, struct model_opts o,
 }
 
 /* The bounds: float weights leave the rounding of the f16 cache; bf16 weights round their input to
- * 8 bits of fraction; quantised weights round it to 8-bit integers, once for each product. The last
- * wanders by 3 % with the order of sums alone: 0.058 to 0.061 for the worst type. */
+ * 8 bits of fraction; quantised weights round it to 8-bit integers, once for each product. Q3_K is
+ * the worst of them: it wanders by 3 % with the order of sums alone, from 0.058 to 0.061. */
 static double bound_of(const char *quant)
 {
     if (!strcmp(quant, "f32") || !strcmp(quant, "f16"))
         return 0.002;
-    return strcmp(quant, "bf16") ? 0.065 : 0.015;
+    if (!strcmp(quant, "q3_k_m"))
+        return 0.065;
+    return strcmp(quant, "bf16") ? 0.06 : 0.015;
 }
 
 static void test_every_type(void **state)
