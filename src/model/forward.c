@@ -16,6 +16,8 @@
  * leaves five barriers a layer. */
 #include "model/forward.h"
 
+#include <string.h>
+
 #include "model/lora.h"
 
 /* --- inputs of products -------------------------------------------------------------------------
@@ -184,6 +186,30 @@ static void embed(const struct worker *k)
     pool_barrier(m->pool, k->ith);
 }
 
+/* Once the last keys and values are made, only the rows whose logits are wanted matter. With
+ * adapters all go on, as their lists know tokens by their rows. */
+static bool drops_rows(const struct step *st)
+{
+    return st->n_rows < st->n_tokens && !st->m->scratch.lora.n_groups;
+}
+
+/* Moves the wanted rows to the front, each thread some columns of all, so that no row is
+ * overwritten before it has moved. */
+static void drop_rows(const struct worker *k)
+{
+    const struct scratch *s = &k->m->scratch;
+    size_t n_embd = (size_t)k->m->hp.n_embd, n_q = (size_t)hparams_q(&k->m->hp);
+    struct range x = share(k, (int)n_embd), q = share(k, (int)n_q);
+    for (int i = 0; i < k->st->n_rows; i++) {
+        size_t row = (size_t)s->rows[i], to = (size_t)i;
+        memmove(s->x + to * n_embd + x.begin, s->x + row * n_embd + x.begin,
+                (size_t)(x.end - x.begin) * sizeof *s->x);
+        memmove(s->narrow + to * n_q + q.begin, s->narrow + row * n_q + q.begin,
+                (size_t)(q.end - q.begin) * sizeof *s->narrow);
+    }
+    pool_barrier(k->m->pool, k->ith);
+}
+
 static void run_layer(const struct worker *k, int index)
 {
     const struct model *m = k->m;
@@ -197,6 +223,12 @@ static void run_layer(const struct worker *k, int index)
     input(k, &(struct source){s->x, l->attn_norm, NULL, n, n_embd, qkv}, l->qkv, 3);
     product_qkv(k, l, qkv);
     attend(k, index);
+    if (index == m->hp.n_layers - 1 && drops_rows(k->st)) {
+        n = k->st->n_rows;
+        if (!n)
+            return;
+        drop_rows(k);
+    }
     input(k, &(struct source){s->narrow, NULL, NULL, n, hparams_q(&m->hp), o}, &l->o, 1);
     product(k, (struct matmul){.w = &l->o, .out = s->x, .bias = l->o_bias, .add = true}, n, o);
 
@@ -218,9 +250,10 @@ static void run_step(void *arg, int ith, int nth)
         return;
     const struct packed_matrix *w = &m->weights.output;
     struct lora_site nowhere = {-1, LORA_INPUTS};
+    const int32_t *rows = drops_rows(st) ? NULL : m->scratch.rows;
     input(&k,
-          &(struct source){m->scratch.x, m->weights.output_norm, m->scratch.rows, st->n_rows,
-                           m->hp.n_embd, nowhere},
+          &(struct source){m->scratch.x, m->weights.output_norm, rows, st->n_rows, m->hp.n_embd,
+                           nowhere},
           w, 1);
     product(&k, (struct matmul){.w = w, .out = st->logits}, st->n_rows, nowhere);
 }
