@@ -24,8 +24,12 @@ enum openai_endpoint {                        /* bits, so that a table row can n
  * past the limits of request.h. */
 int openai_parse(struct chat_request *r, enum openai_endpoint endpoint, const char *body, size_t n,
                  struct err *e);
-int openai_parse_chat(struct chat_request *r, const char *body, size_t n, struct err *e);
-int openai_parse_completion(struct chat_request *r, const char *body, size_t n, struct err *e);
+
+/* The same for a request that may go elsewhere: what is well formed and only not served here
+ * (images, response_format) is no error, but left in r->refused. */
+int openai_parse_any(struct chat_request *r, enum openai_endpoint endpoint, const char *body,
+                     size_t n, struct err *e);
+int openai_served_here(const struct chat_request *r, struct err *e); /* 0, or r->refused in e */
 
 /* Calls fn for every field of the table: for documentation and tests. `refused`: known, not served.
  */

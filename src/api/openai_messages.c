@@ -41,32 +41,34 @@ static const struct role *role_find(const json_t *v)
     return NULL;
 }
 
-/* Text of one content part; NULL after filling in e. */
-static const json_t *part_text(const json_t *part, size_t message, size_t i, struct err *e)
+/* Adds the text of one content part; of another kind there is none. */
+static int add_part(struct chat_request *r, struct buf *out, const json_t *part, size_t message,
+                    size_t i, struct err *e)
 {
     const json_t *type = json_object_get(part, "type");
-    if (!json_is_string(type)) {
-        openai_bad(e, at("messages[%zu].content[%zu].type", message, i).text, "\"text\"", type);
-        return NULL;
-    }
+    if (!json_is_string(type))
+        return openai_bad(e, at("messages[%zu].content[%zu].type", message, i).text, "\"text\"",
+                          type);
     if (strcmp(json_string_value(type), "text") != 0) {
         struct place where = at("messages[%zu].content[%zu]", message, i);
-        err_param(e, ERR_UNSUPPORTED, where.text,
-                  "'%s' has the type '%.40s': this model reads text parts only", where.text,
-                  json_string_value(type));
-        return NULL;
+        return openai_refuse(r, where.text,
+                             "'%s' has the type '%.40s': this model reads text parts only",
+                             where.text, json_string_value(type));
     }
     const json_t *text = json_object_get(part, "text");
-    if (!json_is_string(text)) {
-        openai_bad(e, at("messages[%zu].content[%zu].text", message, i).text, "a string", text);
-        return NULL;
-    }
-    return text;
+    if (!json_is_string(text))
+        return openai_bad(e, at("messages[%zu].content[%zu].text", message, i).text, "a string",
+                          text);
+    if (i)
+        buf_addc(out, '\n');
+    buf_add(out, json_string_value(text), json_string_length(text));
+    return 0;
 }
 
 /* Content as one new string: parts are joined by newlines, as vLLM does. NULL after filling in e.
  */
-static json_t *content_text(const json_t *v, size_t message, bool optional, struct err *e)
+static json_t *content_text(struct chat_request *r, const json_t *v, size_t message, bool optional,
+                            struct err *e)
 {
     if (json_is_string(v))
         return json_incref((json_t *)v);
@@ -79,14 +81,10 @@ static json_t *content_text(const json_t *v, size_t message, bool optional, stru
     }
     struct buf text = {0};
     for (size_t i = 0; i < json_array_size(v); i++) {
-        const json_t *s = part_text(json_array_get(v, i), message, i, e);
-        if (!s) {
+        if (add_part(r, &text, json_array_get(v, i), message, i, e)) {
             buf_release(&text);
             return NULL;
         }
-        if (i)
-            buf_addc(&text, '\n');
-        buf_add(&text, json_string_value(s), json_string_length(s));
     }
     json_t *out = json_stringn(buf_str(&text), text.len);
     buf_release(&text);
@@ -167,7 +165,7 @@ static int pass_strings(json_t *out, const json_t *v, size_t message, struct err
     return 0;
 }
 
-static json_t *message(const json_t *v, size_t i, struct err *e)
+static json_t *message(struct chat_request *r, const json_t *v, size_t i, struct err *e)
 {
     if (!json_is_object(v)) {
         openai_bad(e, at("messages[%zu]", i).text, "an object with role and content", v);
@@ -183,7 +181,7 @@ static json_t *message(const json_t *v, size_t i, struct err *e)
     if (json_is_null(calls))
         calls = NULL;
     json_t *content =
-        content_text(json_object_get(v, "content"), i, role->content_optional && calls, e);
+        content_text(r, json_object_get(v, "content"), i, role->content_optional && calls, e);
     if (!content)
         return NULL;
     json_t *out = json_pack("{s:s, s:o}", "role", role->template_name, "content", content);
@@ -206,7 +204,7 @@ int openai_read_messages(struct chat_request *r, const struct openai_param *p, c
     r->messages = json_array();
     for (size_t i = 0; i < n; i++) {
         struct err why = {0};
-        json_t *m = message(json_array_get(v, i), i, &why);
+        json_t *m = message(r, json_array_get(v, i), i, &why);
         if (!m)
             return err_param(e, why.code, why.param, "%s", why.msg);
         json_array_append_new(r->messages, m);
@@ -287,6 +285,7 @@ int openai_read_tool_choice(struct chat_request *r, const struct openai_param *p
     }
     if (!json_is_object(v) && !(s && strcmp(s, "required") == 0))
         return openai_bad(e, p->name, "\"none\" or \"auto\"", v);
-    return err_param(e, ERR_UNSUPPORTED, p->name,
-                     "'tool_choice' cannot force a call on this server: use \"auto\" or \"none\"");
+    return openai_refuse(r, p->name,
+                         "'tool_choice' cannot force a call on this server: use \"auto\" or "
+                         "\"none\"");
 }

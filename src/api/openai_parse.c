@@ -1,6 +1,8 @@
 #include "api/openai_parse.h"
 
 #include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
 
 #include "base/json.h"
 
@@ -39,6 +41,18 @@ int openai_bad(struct err *e, const char *name, const char *what, const json_t *
     else if (got)
         snprintf(shown, sizeof shown, "%s", kinds[json_typeof(got)]);
     return err_param(e, ERR_INVALID, name, "'%s' must be %s, got %s", name, what, shown);
+}
+
+int openai_refuse(struct chat_request *r, const char *param, const char *fmt, ...)
+{
+    char why[sizeof r->refused.msg];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(why, sizeof why, fmt, ap);
+    va_end(ap);
+    if (!r->refused.code)
+        err_param(&r->refused, ERR_UNSUPPORTED, param, "%s", why);
+    return 0;
 }
 
 bool openai_int(const json_t *v, int64_t lo, int64_t hi, int64_t *out)
@@ -98,7 +112,7 @@ static int read_num(struct chat_request *r, const struct openai_param *p, const 
     return openai_bad(e, p->name, what, v);
 }
 
-static int read_refused(const struct openai_param *p, const json_t *v, struct err *e)
+static int read_refused(struct chat_request *r, const struct openai_param *p, const json_t *v)
 {
     json_t *accept = jr_parse(p->accept, strlen(p->accept), NULL);
     bool harmless = false;
@@ -107,8 +121,8 @@ static int read_refused(const struct openai_param *p, const json_t *v, struct er
     json_decref(accept);
     if (harmless)
         return 0;
-    return err_param(e, ERR_UNSUPPORTED, p->name,
-                     "'%s' is not supported by this server with this value: leave it out", p->name);
+    return openai_refuse(
+        r, p->name, "'%s' is not supported by this server with this value: leave it out", p->name);
 }
 
 static int read_field(struct chat_request *r, const struct openai_param *p, const json_t *v,
@@ -127,7 +141,7 @@ static int read_field(struct chat_request *r, const struct openai_param *p, cons
     case PARAM_CUSTOM:
         return p->fn(r, p, v, e);
     case PARAM_REFUSED:
-        return read_refused(p, v, e);
+        return read_refused(r, p, v);
     case PARAM_IGNORED:
         return 0;
     }
@@ -181,8 +195,8 @@ static int check_completion(struct chat_request *r, struct err *e)
     if (!r->n_prompts)
         return err_param(e, ERR_INVALID, "prompt", "'prompt' is missing");
     if (r->echo && r->gen.n_logprobs >= 0)
-        return err_param(e, ERR_UNSUPPORTED, "logprobs",
-                         "'logprobs' together with 'echo' is not supported: leave one out");
+        return openai_refuse(r, "logprobs",
+                             "'logprobs' together with 'echo' is not supported: leave one out");
     return 0;
 }
 
@@ -215,8 +229,8 @@ static int check(struct chat_request *r, enum openai_endpoint endpoint, struct e
     BUG("endpoint %d", endpoint);
 }
 
-int openai_parse(struct chat_request *r, enum openai_endpoint endpoint, const char *body, size_t n,
-                 struct err *e)
+int openai_parse_any(struct chat_request *r, enum openai_endpoint endpoint, const char *body,
+                     size_t n, struct err *e)
 {
     r->root = jr_parse(body, n, e);
     if (!r->root)
@@ -240,12 +254,15 @@ int openai_parse(struct chat_request *r, enum openai_endpoint endpoint, const ch
     return check(r, endpoint, e);
 }
 
-int openai_parse_chat(struct chat_request *r, const char *body, size_t n, struct err *e)
+int openai_parse(struct chat_request *r, enum openai_endpoint endpoint, const char *body, size_t n,
+                 struct err *e)
 {
-    return openai_parse(r, OPENAI_CHAT, body, n, e);
+    int rc = openai_parse_any(r, endpoint, body, n, e);
+    return rc ? rc : openai_served_here(r, e);
 }
 
-int openai_parse_completion(struct chat_request *r, const char *body, size_t n, struct err *e)
+int openai_served_here(const struct chat_request *r, struct err *e)
 {
-    return openai_parse(r, OPENAI_COMPLETION, body, n, e);
+    const struct err *why = &r->refused;
+    return why->code ? err_param(e, why->code, why->param, "%s", why->msg) : 0;
 }

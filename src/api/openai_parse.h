@@ -42,5 +42,9 @@ openai_param_fn openai_read_adapter, openai_read_lora;
 /* "'NAME' must be WHAT, got SHOWN" with ERR_INVALID and the field's name. */
 int openai_bad(struct err *e, const char *name, const char *what, const json_t *got);
 
+/* Notes that something is not served here: 'param' is the field. 0, as parsing goes on. */
+int openai_refuse(struct chat_request *r, const char *param, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /* Reads a whole number (5.0 counts) in lo..hi; false on anything else. */
 bool openai_int(const json_t *v, int64_t lo, int64_t hi, int64_t *out);

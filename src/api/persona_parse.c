@@ -57,6 +57,8 @@ static int read_messages(struct persona_spec *out, struct err *e)
     struct chat_request r = {0};
     int rc = openai_read_messages(&r, &param, list, e);
     if (!rc)
+        rc = openai_served_here(&r, e);
+    if (!rc)
         out->messages = json_incref(r.messages);
     chat_request_release(&r);
     json_decref(list);

@@ -137,6 +137,8 @@ struct chat_request {
     bool with_pieces;       /* tokenize only: the bytes of each token */
     bool content_form;      /* tokenize only: llama-server's form (`content`), not vLLM's */
 
+    struct err refused; /* the first thing asked for that this process does not do, though another
+                           engine may; code 0: none. Messages hold what could be read. */
     const char *unknown[API_MAX_UNKNOWN]; /* names of fields that nobody knows, as sent */
     size_t n_unknown;                     /* all of them, may be more than the array holds */
 };

@@ -42,7 +42,7 @@ struct str job_body(const struct job *j)
 static enum job_step stage_parse(struct job *j)
 {
     struct str body = job_body(j);
-    int rc = openai_parse(&j->req, j->endpoint, body.p, body.n, &j->err);
+    int rc = openai_parse_any(&j->req, j->endpoint, body.p, body.n, &j->err);
     if (rc)
         return job_refuse(j, openai_status(rc), NULL);
     if (j->req.persona && personas_apply(j->server->personas, job_tenant(j), &j->req, &j->err))
@@ -338,6 +338,13 @@ static enum job_step stage_terms(struct job *j)
     return JOB_GO;
 }
 
+/* From here on it is this process that answers. */
+static enum job_step stage_here(struct job *j)
+{
+    int rc = openai_served_here(&j->req, &j->err);
+    return rc ? job_refuse(j, openai_status(rc), NULL) : JOB_GO;
+}
+
 static enum job_step stage_model(struct job *j)
 {
     int status = served_acquire(j->server, j->req.model, &j->req.keep_alive, &j->waiter, &j->model,
@@ -357,6 +364,7 @@ static const struct stage {
     {job_find_adapter, false},  /* a model that is an adapter's name */
     {job_permit, false},        /* the key may use them */
     {proxy_stage, false},       /* another engine has the model */
+    {stage_here, false},        /* none has: we must be able to */
     {stage_model, false},       /* is there, or gets loaded */
     {job_take_adapters, false}, /* which they are; their loads begin */
     {stage_prompt, true},       /* messages -> tokens */

@@ -492,7 +492,7 @@ void handle_route(struct exchange *x)
     struct err e = {0};
     json_t *body = jr_parse(http->body.p, http->body.n, &e);
     enum openai_endpoint as = json_object_get(body, "prompt") ? OPENAI_COMPLETION : OPENAI_CHAT;
-    int rc = body ? openai_parse(&req, as, http->body.p, http->body.n, &e) : e.code;
+    int rc = body ? openai_parse_any(&req, as, http->body.p, http->body.n, &e) : e.code;
     json_decref(body);
     struct route_facts f;
     struct route_decision d;

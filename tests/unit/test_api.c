@@ -242,6 +242,37 @@ static void each_field(void *arg, const char *name, unsigned endpoints, bool ref
     buf_release(&b);
 }
 
+/* Another engine may serve what this one does not. */
+static void test_refused_here_only(void **state)
+{
+    static const struct {
+        const char *field, *body;
+    } cases[] = {
+        {"response_format", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],"
+                            "\"response_format\":{\"type\":\"json_object\"},\"store\":true}"},
+        {"messages[0].content[0]",
+         "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\",\"image_url\":"
+         "{\"url\":\"data:\"}},{\"type\":\"text\",\"text\":\"a\"}]}]}"},
+        {"tool_choice", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],"
+                        "\"tool_choice\":\"required\"}"},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct chat_request r = {0};
+        struct err e = {0};
+        const char *body = cases[i].body;
+        assert_int_equal(openai_parse_any(&r, OPENAI_CHAT, body, strlen(body), &e), 0);
+        assert_int_equal(openai_served_here(&r, &e), ERR_UNSUPPORTED);
+        assert_string_equal(e.param, cases[i].field);
+        assert_int_equal(json_array_size(r.messages), 1);
+        chat_request_release(&r);
+        assert_int_equal(parse(&r, OPENAI_CHAT, body, &e), ERR_UNSUPPORTED);
+        chat_request_release(&r);
+        assert_int_equal(parse(&r, OPENAI_CHAT, "{\"messages\":[{\"role\":\"user\"}]}", &e),
+                         ERR_INVALID);
+        chat_request_release(&r);
+    }
+}
+
 static void test_null_is_default(void **state)
 {
     int n = 0;
@@ -614,6 +645,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_keep_alive),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused_here_only),
         cmocka_unit_test(test_null_is_default),
         cmocka_unit_test(test_harmless_values),
         cmocka_unit_test(test_defaults),
