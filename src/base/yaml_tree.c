@@ -2,12 +2,20 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <yaml.h>
 
+#include "base/mem.h"
 #include "base/str.h"
 
 enum { MAX_DEPTH = 64 };
+
+struct yaml_tree {
+    json_t *root;
+    yaml_document_t doc;
+    char *name;
+};
 
 struct reader {
     yaml_document_t *doc;
@@ -108,50 +116,62 @@ static json_t *value(struct reader *r, int id, int depth)
     return n->type == YAML_SEQUENCE_NODE ? sequence(r, n, depth) : scalar(r, n);
 }
 
-static json_t *document(yaml_parser_t *parser, const char *name, struct err *e)
+static int not_yaml(const yaml_parser_t *parser, const char *name, struct err *e)
 {
-    yaml_document_t doc;
-    if (!yaml_parser_load(parser, &doc)) {
-        err_set(e, ERR_INVALID, "%s:%zu:%zu: %s", name, parser->problem_mark.line + 1,
-                parser->problem_mark.column + 1, parser->problem ? parser->problem : "not YAML");
+    return err_set(e, ERR_INVALID, "%s:%zu:%zu: %s", name, parser->problem_mark.line + 1,
+                   parser->problem_mark.column + 1, parser->problem ? parser->problem : "not YAML");
+}
+
+/* Loads the only document. On 0 the caller deletes it. */
+static int load(yaml_parser_t *parser, const char *name, yaml_document_t *doc, struct err *e)
+{
+    yaml_document_t more;
+    int rc = 0;
+    if (!yaml_parser_load(parser, doc))
+        return not_yaml(parser, name, e);
+    if (!yaml_parser_load(parser, &more)) {
+        rc = not_yaml(parser, name, e);
+    } else {
+        if (yaml_document_get_root_node(&more))
+            rc = err_set(e, ERR_INVALID, "%s:%zu:%zu: there is something after the first document",
+                         name, more.start_mark.line + 1, more.start_mark.column + 1);
+        yaml_document_delete(&more);
+    }
+    if (rc)
+        yaml_document_delete(doc);
+    return rc;
+}
+
+static struct yaml_tree *tree_new(yaml_parser_t *parser, const char *name, struct err *e)
+{
+    struct yaml_tree *t = xcalloc(1, sizeof *t);
+    int rc = load(parser, name, &t->doc, e);
+    yaml_parser_delete(parser);
+    if (rc) {
+        free(t);
         return NULL;
     }
-    struct reader r = {&doc, name, 0, e};
-    json_t *out = yaml_document_get_root_node(&doc) ? value(&r, 1, 0) : json_object();
-    yaml_document_delete(&doc);
-    return out;
-}
-
-static json_t *read_with(yaml_parser_t *parser, const char *name, struct err *e)
-{
-    json_t *out = document(parser, name, e);
-    yaml_document_t more;
-    if (out && yaml_parser_load(parser, &more)) {
-        bool over = !yaml_document_get_root_node(&more);
-        yaml_document_delete(&more);
-        if (over) {
-            yaml_parser_delete(parser);
-            return out;
-        }
+    struct reader r = {&t->doc, name, 0, e};
+    t->name = xstrdup(name);
+    t->root = yaml_document_get_root_node(&t->doc) ? value(&r, 1, 0) : json_object();
+    if (!t->root) {
+        yaml_tree_free(t);
+        return NULL;
     }
-    if (out)
-        err_set(e, ERR_INVALID, "%s: there is something after the first document", name);
-    json_decref(out);
-    yaml_parser_delete(parser);
-    return NULL;
+    return t;
 }
 
-json_t *yaml_tree_parse(const char *text, size_t n, const char *name, struct err *e)
+struct yaml_tree *yaml_tree_parse(const char *text, size_t n, const char *name, struct err *e)
 {
     yaml_parser_t parser;
     BUG_ON(!yaml_parser_initialize(&parser)); /* out of memory */
     yaml_parser_set_input_string(&parser, (const unsigned char *)text, n);
-    return read_with(&parser, name, e);
+    return tree_new(&parser, name, e);
 }
 
-json_t *yaml_tree_read(const char *path, struct err *e)
+struct yaml_tree *yaml_tree_read(const char *path, struct err *e)
 {
-    FILE *f = fopen(path, "rb");
+    FILE *f = fopen(path, "rbe");
     if (!f) {
         err_set(e, ERR_IO, "%s: %s", path, strerror(errno));
         return NULL;
@@ -159,7 +179,85 @@ json_t *yaml_tree_read(const char *path, struct err *e)
     yaml_parser_t parser;
     BUG_ON(!yaml_parser_initialize(&parser));
     yaml_parser_set_input_file(&parser, f);
-    json_t *out = read_with(&parser, path, e);
+    struct yaml_tree *t = tree_new(&parser, path, e);
     fclose(f);
-    return out;
+    return t;
+}
+
+void yaml_tree_free(struct yaml_tree *t)
+{
+    if (!t)
+        return;
+    json_decref(t->root);
+    yaml_document_delete(&t->doc);
+    free(t->name);
+    free(t);
+}
+
+const json_t *yaml_tree_root(const struct yaml_tree *t)
+{
+    return t->root;
+}
+
+/* ---- the way back ---- */
+
+/* One step along a path: a node, and where it is named. */
+struct spot {
+    yaml_node_t *node;
+    yaml_mark_t mark;
+};
+
+/* The member whose key is the longest that the path goes on with; keys may have dots. Moves *path
+ * over it. */
+static bool step_into_mapping(yaml_document_t *doc, struct spot *at, const char **path)
+{
+    const yaml_node_t *map = at->node;
+    size_t longest = 0;
+    for (yaml_node_pair_t *p = map->data.mapping.pairs.start; p < map->data.mapping.pairs.top;
+         p++) {
+        const yaml_node_t *key = yaml_document_get_node(doc, p->key);
+        const char *name = (const char *)key->data.scalar.value; /* value() refuses others */
+        size_t n = key->data.scalar.length;
+        if (n <= longest || strncmp(*path, name, n) != 0 || !strchr(".[", (*path)[n]))
+            continue;
+        longest = n;
+        *at = (struct spot){yaml_document_get_node(doc, p->value), key->start_mark};
+    }
+    *path += longest;
+    return longest > 0;
+}
+
+static bool step_into_sequence(yaml_document_t *doc, struct spot *at, const char **path)
+{
+    const yaml_node_t *list = at->node;
+    char *end;
+    if (**path != '[')
+        return false;
+    unsigned long i = strtoul(*path + 1, &end, 10);
+    if (*end != ']' ||
+        i >= (size_t)(list->data.sequence.items.top - list->data.sequence.items.start))
+        return false;
+    at->node = yaml_document_get_node(doc, list->data.sequence.items.start[i]);
+    at->mark = at->node->start_mark;
+    *path = end + 1;
+    return true;
+}
+
+int yaml_tree_locate(const struct yaml_tree *t, int code, struct err *e)
+{
+    yaml_document_t *doc = (yaml_document_t *)&t->doc; /* libyaml knows no const */
+    struct spot at = {yaml_document_get_root_node(doc), {0}};
+    if (!e)
+        return code;
+    const char *path = e->param;
+    bool more = at.node, found = false;
+    while (more && *path) {
+        path += *path == '.';
+        more = at.node->type == YAML_MAPPING_NODE    ? step_into_mapping(doc, &at, &path)
+               : at.node->type == YAML_SEQUENCE_NODE ? step_into_sequence(doc, &at, &path)
+                                                     : false;
+        found = found || more;
+    }
+    return found ? err_prefix(e, code, "%s:%zu:%zu", t->name, at.mark.line + 1, at.mark.column + 1)
+                 : err_prefix(e, code, "%s", t->name);
 }

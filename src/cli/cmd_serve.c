@@ -276,7 +276,7 @@ static bool is_loopback(const char *host)
            strcmp(host, "localhost") == 0;
 }
 
-static json_t *read_config(void *arg, struct err *e)
+static struct yaml_tree *read_config(void *arg, struct err *e)
 {
     const struct serve_options *o = arg;
     return yaml_tree_read(o->config, e);
@@ -287,9 +287,9 @@ static int configure(struct service *s, struct err *e)
 {
     if (!s->o->config)
         return 0;
-    json_t *config = read_config((void *)s->o, e);
+    struct yaml_tree *config = read_config((void *)s->o, e);
     int rc = config ? server_configure(s->server, config, e) : e->code;
-    json_decref(config);
+    yaml_tree_free(config);
     return rc;
 }
 
@@ -506,10 +506,11 @@ static int serve(const struct command *c, struct serve_options *o, const char *s
 static int check_config(const struct command *c, struct serve_options *o, struct arena *arena)
 {
     struct err e = {0};
-    json_t *config = o->config ? read_config(o, &e) : json_object();
-    int rc = config ? server_check_config(config, &e) : e.code;
-    json_decref(config);
-    if (rc) {
+    struct yaml_tree *config = o->config ? read_config(o, &e) : NULL;
+    if (config)
+        server_check_config(config, &e);
+    yaml_tree_free(config);
+    if (e.code) {
         cli_fail(c, &e);
         return EXIT_USAGE;
     }

@@ -7,29 +7,11 @@
 #include "base/buf.h"
 #include "base/mem.h"
 #include "gateway/backend.h"
-#include "gateway/route_private.h"
+#include "gateway/config_value.h"
 
 enum { KEY_MAX_BYTES = 4096 };
 
 const char *const backend_kinds[] = {"openai", "vllm", "ollama", "llama-server", NULL};
-
-static int wrong(struct err *e, const char *where, const char *wanted)
-{
-    return err_param(e, ERR_INVALID, where, "%s must be %s", where, wanted);
-}
-
-/* "backends[1]" and "url" make "backends[1].url". */
-struct place {
-    const json_t *map;
-    const char *where;
-    char at[96];
-};
-
-static const json_t *member(struct place *p, const char *key)
-{
-    snprintf(p->at, sizeof p->at, "%s.%s", p->where, key);
-    return json_object_get(p->map, key);
-}
 
 static int read_choice(const json_t *v, const char *where, const char *const *names, int *out,
                        struct err *e)
@@ -46,7 +28,7 @@ static int read_choice(const json_t *v, const char *where, const char *const *na
         }
         buf_addf(&all, "%s %s", i ? "," : "", names[i]);
     }
-    wrong(e, where, buf_str(&all));
+    config_wrong(e, where, buf_str(&all));
     buf_release(&all);
     return ERR_INVALID;
 }
@@ -74,28 +56,28 @@ static int check_key(const char *key, const char *where, struct err *e)
 {
     for (const char *p = key; p && *p; p++)
         if (*p <= ' ' || *p > '~')
-            return wrong(e, where, "a key without spaces and control characters");
+            return config_wrong(e, where, "a key without spaces and control characters");
     return 0;
 }
 
-static int read_key(struct backend_config *c, struct place *p, struct err *e)
+static int read_key(struct backend_config *c, struct config_map *p, struct err *e)
 {
     char *env = NULL, *file = NULL;
-    int rc = read_text(member(p, "key_env"), p->at, &env, e);
+    int rc = read_text(config_at(p, "key_env"), p->at, &env, e);
     if (!rc && env) {
         const char *key = getenv(env);
         if (!key || !*key)
             rc = err_param(e, ERR_INVALID, p->at, "%s: the variable %s is not set", p->at, env);
         else
-            c->key = xstrdup(key);
+            rc = check_key(c->key = xstrdup(key), p->at, e);
     }
     if (!rc)
-        rc = read_text(member(p, "key_file"), p->at, &file, e);
+        rc = read_text(config_at(p, "key_file"), p->at, &file, e);
     if (!rc && file && c->key)
         rc = err_param(e, ERR_INVALID, p->at, "%s: key_env is given too", p->at);
     if (!rc && file)
         rc = read_key_file(file, p->at, &c->key, e);
-    if (!rc)
+    if (!rc && file)
         rc = check_key(c->key, p->at, e);
     free(env);
     free(file);
@@ -105,15 +87,15 @@ static int read_key(struct backend_config *c, struct place *p, struct err *e)
 /* ---- fields ---- */
 
 /* Paths begin with /v1 here, so a base that ends with it is as good as one that does not. */
-static int read_url(struct backend_config *c, struct place *p, struct err *e)
+static int read_url(struct backend_config *c, struct config_map *p, struct err *e)
 {
-    int rc = read_text(member(p, "url"), p->at, &c->url, e);
+    int rc = read_text(config_at(p, "url"), p->at, &c->url, e);
     if (rc)
         return rc;
     bool web =
         c->url && (strncmp(c->url, "http://", 7) == 0 || strncmp(c->url, "https://", 8) == 0);
     if (!web || strpbrk(c->url, " \t?#@"))
-        return wrong(e, p->at, "like http://10.0.0.5:8000 (keys go to key_env or key_file)");
+        return config_wrong(e, p->at, "like http://10.0.0.5:8000 (keys go to key_env or key_file)");
     size_t n = strlen(c->url);
     while (c->url[n - 1] == '/')
         c->url[--n] = 0;
@@ -136,21 +118,22 @@ static int read_model(struct backend_model *m, const json_t *v, const char *wher
     if (!rc)
         rc = read_text(json_object_get(v, "as"), where, &m->as, e);
     if (!rc && !m->name)
-        rc = wrong(e, where, "a name, or {name: for clients, as: for the backend}");
+        rc = config_wrong(e, where, "a name, or {name: for clients, as: for the backend}");
     if (!rc && !m->as)
         m->as = xstrdup(m->name);
     return rc;
 }
 
-static int read_models(struct backend_config *c, struct place *p, struct err *e)
+static int read_models(struct backend_config *c, struct config_map *p, struct err *e)
 {
-    const json_t *list = member(p, "models");
+    const json_t *list = config_at(p, "models");
     char where[128];
     if (!list)
         return 0;
     size_t n = json_array_size(list);
     if (!n || n > BACKEND_MODELS_MAX)
-        return wrong(e, p->at, "a list of 1 to 256 models; leave it out to take what it names");
+        return config_wrong(e, p->at,
+                            "a list of 1 to 256 models; leave it out to take what it names");
     c->models = xcalloc(n, sizeof *c->models);
     int rc = 0;
     for (size_t i = 0; i < n && !rc; i++) {
@@ -161,14 +144,14 @@ static int read_models(struct backend_config *c, struct place *p, struct err *e)
     return rc;
 }
 
-static int read_command(struct backend_config *c, struct place *p, struct err *e)
+static int read_command(struct backend_config *c, struct config_map *p, struct err *e)
 {
-    const json_t *list = member(p, "command");
+    const json_t *list = config_at(p, "command");
     if (!list)
         return 0;
     size_t n = json_array_size(list);
     if (!n || n > BACKEND_ARGS_MAX)
-        return wrong(e, p->at, "a list of words: [vllm, serve, MODEL]");
+        return config_wrong(e, p->at, "a list of words: [vllm, serve, MODEL]");
     c->argv = xcalloc(n + 1, sizeof *c->argv);
     for (size_t i = 0; i < n; i++) {
         const json_t *v = json_array_get(list, i);
@@ -179,20 +162,20 @@ static int read_command(struct backend_config *c, struct place *p, struct err *e
             snprintf(text, sizeof text, "%lld", (long long)json_integer_value(v));
             c->argv[i] = xstrdup(text);
         } else {
-            return wrong(e, p->at, "a list of texts");
+            return config_wrong(e, p->at, "a list of texts");
         }
     }
     return 0;
 }
 
-static int read_numbers(struct backend_config *c, struct place *p, struct err *e)
+static int read_numbers(struct backend_config *c, struct config_map *p, struct err *e)
 {
     double requests = c->max_requests, fail_after = c->fail_after;
-    int rc = read_number(member(p, "weight"), p->at, 0.001, 1000, &c->weight, e);
+    int rc = read_number(config_at(p, "weight"), p->at, 0.001, 1000, &c->weight, e);
     if (!rc)
-        rc = read_number(member(p, "max_requests"), p->at, 1, 1e6, &requests, e);
+        rc = read_number(config_at(p, "max_requests"), p->at, 1, 1e6, &requests, e);
     if (!rc)
-        rc = read_number(member(p, "fail_after"), p->at, 1, 1000, &fail_after, e);
+        rc = read_number(config_at(p, "fail_after"), p->at, 1, 1000, &fail_after, e);
     c->max_requests = (int)requests;
     c->fail_after = (int)fail_after;
     const struct {
@@ -207,7 +190,7 @@ static int read_numbers(struct backend_config *c, struct place *p, struct err *e
         {"idle_stop", &c->idle_stop_ms},
     };
     for (size_t i = 0; i < ARRAY_LEN(times) && !rc; i++)
-        rc = read_ms(member(p, times[i].key), p->at, times[i].ms, e);
+        rc = read_ms(config_at(p, times[i].key), p->at, times[i].ms, e);
     if (!rc && (c->probe_ms < 10 || c->eject_ms < 10))
         rc = err_param(e, ERR_INVALID, p->where, "%s: probe and eject must be at least 10ms",
                        p->where);
@@ -254,20 +237,20 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
         .start_ms = 600000,
         .stop_ms = 10000,
     };
-    struct place p = {v, where, ""};
+    struct config_map p = {v, where, ""};
     int kind = BACKEND_OPENAI;
     int rc = check_keys(v, where, known, e);
     if (!rc)
-        rc = read_text(member(&p, "name"), p.at, &c->name, e);
+        rc = read_text(config_at(&p, "name"), p.at, &c->name, e);
     if (!rc && (!c->name || strlen(c->name) > 64 || strpbrk(c->name, "\"\\\r\n\t/ ")))
-        rc = wrong(e, p.at, "a name of up to 64 letters without spaces, quotes and slashes");
+        rc = config_wrong(e, p.at, "a name of up to 64 letters without spaces, quotes and slashes");
     if (!rc)
-        rc = read_choice(member(&p, "kind"), p.at, backend_kinds, &kind, e);
+        rc = read_choice(config_at(&p, "kind"), p.at, backend_kinds, &kind, e);
     c->kind = (enum backend_kind)kind;
     if (!rc)
         rc = read_url(c, &p, e);
     if (!rc)
-        rc = read_text(member(&p, "ca_file"), p.at, &c->ca_file, e);
+        rc = read_text(config_at(&p, "ca_file"), p.at, &c->ca_file, e);
     if (!rc)
         rc = read_key(c, &p, e);
     if (!rc)
@@ -290,22 +273,22 @@ static int read_balance(struct balance_config *c, const json_t *v, struct err *e
     };
     if (!v)
         return 0;
-    struct place p = {v, "balance", ""};
+    struct config_map p = {v, "balance", ""};
     int policy = (int)c->policy;
     double retries = c->retries, hedge_tokens = (double)c->hedge_tokens;
     int rc = check_keys(v, "balance", known, e);
     if (!rc)
-        rc = read_choice(member(&p, "policy"), p.at, balance_names, &policy, e);
+        rc = read_choice(config_at(&p, "policy"), p.at, balance_names, &policy, e);
     if (!rc)
-        rc = read_number(member(&p, "load_factor"), p.at, 1.01, 100, &c->load_factor, e);
+        rc = read_number(config_at(&p, "load_factor"), p.at, 1.01, 100, &c->load_factor, e);
     if (!rc)
-        rc = read_number(member(&p, "retries"), p.at, 0, 10, &retries, e);
+        rc = read_number(config_at(&p, "retries"), p.at, 0, 10, &retries, e);
     if (!rc)
-        rc = read_number(member(&p, "retry_share"), p.at, 0, 10, &c->retry_share, e);
+        rc = read_number(config_at(&p, "retry_share"), p.at, 0, 10, &c->retry_share, e);
     if (!rc)
-        rc = read_ms(member(&p, "hedge_after"), p.at, &c->hedge_ms, e);
+        rc = read_ms(config_at(&p, "hedge_after"), p.at, &c->hedge_ms, e);
     if (!rc)
-        rc = read_number(member(&p, "hedge_tokens"), p.at, 1, 1e6, &hedge_tokens, e);
+        rc = read_number(config_at(&p, "hedge_tokens"), p.at, 1, 1e6, &hedge_tokens, e);
     c->policy = (enum balance_kind)policy;
     c->retries = (int)retries;
     c->hedge_tokens = (int64_t)hedge_tokens;
@@ -330,7 +313,7 @@ int gateway_config_read(struct gateway_config *out, const json_t *config, struct
         return rc;
     size_t n = json_array_size(list);
     if (!json_is_array(list) || n > BACKENDS_MAX)
-        return wrong(e, "backends", "a list of at most 256 backends");
+        return config_wrong(e, "backends", "a list of at most 256 backends");
     out->backends = xcalloc(n + 1, sizeof *out->backends);
     for (size_t i = 0; i < n && !rc; i++) {
         snprintf(where, sizeof where, "backends[%zu]", i);

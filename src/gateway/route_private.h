@@ -1,6 +1,7 @@
 /* route_private.h - what route.c, route_config.c and route_rule.c share. */
 #pragma once
 
+#include "gateway/config_value.h"
 #include "gateway/route.h"
 
 enum { RULE_MAX_CONDITIONS = 16 };
@@ -47,15 +48,6 @@ int rule_read_when(const struct routing *r, struct rule *out, const json_t *when
 void rule_release(struct rule *rule);
 bool rule_holds(const struct routing *r, const struct rule *rule, const struct route_facts *f);
 
-/* Readers of one value each; `where` names it in messages. A missing value (NULL) leaves *out. */
-int read_text(const json_t *v, const char *where, char **out, struct err *e);
-int read_names(const json_t *v, const char *where, struct names *out, struct err *e);
-int read_number(const json_t *v, const char *where, double min, double max, double *out,
-                struct err *e);
-int read_flag(const json_t *v, const char *where, bool *out, struct err *e);
-int read_ms(const json_t *v, const char *where, int64_t *out, struct err *e);
+/* As the readers of config_value.h: a tier's name, a pattern. */
 int read_tier(const struct routing *r, const json_t *v, const char *where, int *out, struct err *e);
-void names_release(struct names *n);
-
-/* ERR_INVALID unless every key of the mapping is among `known` (ends with NULL). */
-int check_keys(const json_t *map, const char *where, const char *const *known, struct err *e);
+int read_pattern(const json_t *v, const char *where, struct text_regex **out, struct err *e);

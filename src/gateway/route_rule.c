@@ -19,13 +19,14 @@ static int read_range(const struct routing *r, struct condition *c, const json_t
                       const char *where, struct err *e)
 {
     static const char *const known[] = {"min", "max", NULL};
+    struct config_map m = {v, where, ""};
     c->min = 0;
     c->max = 1e18;
     int rc = check_keys(v, where, known, e);
     if (!rc)
-        rc = read_number(json_object_get(v, "min"), where, 0, 1e18, &c->min, e);
+        rc = read_number(config_at(&m, "min"), m.at, 0, 1e18, &c->min, e);
     if (!rc)
-        rc = read_number(json_object_get(v, "max"), where, 0, 1e18, &c->max, e);
+        rc = read_number(config_at(&m, "max"), m.at, 0, 1e18, &c->max, e);
     if (!rc && c->min > c->max)
         rc = err_param(e, ERR_INVALID, where, "%s: min is above max", where);
     return rc;
@@ -35,16 +36,17 @@ static int read_cost(const struct routing *r, struct condition *c, const json_t 
                      const char *where, struct err *e)
 {
     static const char *const known[] = {"tier", "min", "max", NULL};
+    struct config_map m = {v, where, ""};
     c->max = 1e18;
     c->tier = -1;
     int rc = check_keys(v, where, known, e);
     if (!rc)
-        rc = read_tier(r, json_object_get(v, "tier"), where, &c->tier, e);
+        rc = read_tier(r, config_at(&m, "tier"), m.at, &c->tier, e);
     if (!rc && c->tier < 0)
         return err_param(e, ERR_INVALID, where, "%s needs the tier whose cost is meant", where);
     if (!rc)
-        rc = read_number(json_object_get(v, "min"), where, 0, 1e18, &c->min, e);
-    return rc ? rc : read_number(json_object_get(v, "max"), where, 0, 1e18, &c->max, e);
+        rc = read_number(config_at(&m, "min"), m.at, 0, 1e18, &c->min, e);
+    return rc ? rc : read_number(config_at(&m, "max"), m.at, 0, 1e18, &c->max, e);
 }
 
 static int read_list(const struct routing *r, struct condition *c, const json_t *v,
@@ -62,15 +64,7 @@ static int read_bool(const struct routing *r, struct condition *c, const json_t 
 static int read_regex(const struct routing *r, struct condition *c, const json_t *v,
                       const char *where, struct err *e)
 {
-    char *pattern = NULL;
-    int rc = read_text(v, where, &pattern, e);
-    if (!rc) {
-        rc = text_regex_new(&c->regex, str_of(pattern), e);
-        if (rc)
-            err_prefix(e, rc, "%s", where);
-    }
-    free(pattern);
-    return rc;
+    return read_pattern(v, where, &c->regex, e);
 }
 
 /* "22:00-06:30": from the first minute to before the second; over midnight if it is the smaller. */
@@ -257,19 +251,18 @@ int rule_read_when(const struct routing *r, struct rule *out, const json_t *when
     const char *known[ARRAY_LEN(kinds) + 1] = {NULL};
     for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
         known[i] = kinds[i].name;
-    int rc = when ? check_keys(when, where, known, e) : 0;
+    struct config_map m = {when, where, ""};
+    int rc = check_keys(when, where, known, e);
     for (size_t i = 0; !rc && i < ARRAY_LEN(kinds); i++) {
-        const json_t *v = json_object_get(when, kinds[i].name);
-        char at[64];
+        const json_t *v = config_at(&m, kinds[i].name);
         if (!v)
             continue;
         if (out->n_when == RULE_MAX_CONDITIONS)
             return err_param(e, ERR_LIMIT, where, "%s has more than %d conditions", where,
                              RULE_MAX_CONDITIONS);
-        snprintf(at, sizeof at, "%s.%s", where, kinds[i].name);
         struct condition *c = &out->when[out->n_when++];
         c->kind = &kinds[i];
-        rc = kinds[i].read(r, c, v, at, e);
+        rc = kinds[i].read(r, c, v, m.at, e);
         out->explicit_model |= kinds[i].holds == model;
     }
     return rc;

@@ -1,34 +1,35 @@
 /* config.c - the sections of the configuration that change while the service runs. */
-#include <jansson.h>
-
 #include "base/log.h"
+#include "base/yaml_tree.h"
 #include "gateway/backends.h"
 #include "server/router.h"
 
 const char *const server_sections[] = {"tiers",     "default_tier", "aliases", "routes",
                                        "full_load", "backends",     "balance", NULL};
 
-int server_configure(struct server *s, const json_t *config, struct err *e)
+int server_configure(struct server *s, const struct yaml_tree *config, struct err *e)
 {
+    const json_t *root = yaml_tree_root(config);
     struct gateway_config backends;
-    int rc = gateway_config_read(&backends, config, e);
+    int rc = gateway_config_read(&backends, root, e);
     if (!rc)
-        rc = router_configure(s->router, config, e);
+        rc = router_configure(s->router, root, e);
     if (!rc)
         backends_apply(s->backends, &backends);
     server_changed(s);
     gateway_config_release(&backends);
-    return rc;
+    return rc ? yaml_tree_locate(config, rc, e) : 0;
 }
 
-int server_check_config(const json_t *config, struct err *e)
+int server_check_config(const struct yaml_tree *config, struct err *e)
 {
+    const json_t *root = yaml_tree_root(config);
     struct gateway_config backends;
-    int rc = gateway_config_read(&backends, config, e);
+    int rc = gateway_config_read(&backends, root, e);
     if (!rc)
-        rc = router_check(config, e);
+        rc = router_check(root, e);
     gateway_config_release(&backends);
-    return rc;
+    return rc ? yaml_tree_locate(config, rc, e) : 0;
 }
 
 /* Reads everything again; on error all stays as it was. */
@@ -37,9 +38,9 @@ static int reload(struct server *s, struct err *e)
     const struct server_opts *o = &s->opts;
     if (!o->read_config)
         return err_set(e, ERR_UNSUPPORTED, "the service was started without a config file");
-    json_t *config = o->read_config(o->read_config_arg, e);
+    struct yaml_tree *config = o->read_config(o->read_config_arg, e);
     int rc = config ? server_configure(s, config, e) : e->code;
-    json_decref(config);
+    yaml_tree_free(config);
     if (rc)
         log_error("server", "the configuration was not reloaded: %s", e->msg);
     else

@@ -39,6 +39,7 @@ struct server;
 struct server_load;
 struct server_model;
 struct budget;
+struct yaml_tree;
 
 /* A model that could be loaded. */
 struct server_candidate {
@@ -79,7 +80,7 @@ struct server_opts {
     bool open_to_all;           /* other machines reach it although there may be no keys */
     /* Reads the config file for server_reload: a tree, or NULL with the reason. On the server's
      * thread. NULL: there is no file. */
-    json_t *(*read_config)(void *arg, struct err *e);
+    struct yaml_tree *(*read_config)(void *arg, struct err *e);
     void *read_config_arg;
     uint64_t response_cache_bytes; /* of answers that are kept for equal requests, 0: none is */
     int64_t response_ttl_ms;       /* for so long, 0: an hour */
@@ -122,9 +123,11 @@ engine_sink_fn server_sink;
 extern const char *const server_sections[];
 
 /* Puts the sections of a configuration in force: before server_run, or on the server's thread. On
- * error nothing changes. */
-int server_configure(struct server *s, const json_t *config, struct err *e);
-int server_check_config(const json_t *config, struct err *e); /* any thread: would it be taken? */
+ * error, which names file, line and column, nothing changes. */
+int server_configure(struct server *s, const struct yaml_tree *config, struct err *e);
+
+/* Any thread: would it be taken? */
+int server_check_config(const struct yaml_tree *config, struct err *e);
 
 /* Reads the configuration again and puts it in force; the outcome is in the log. Any thread. */
 void server_reload(struct server *s);

@@ -216,10 +216,10 @@ void rig_open(struct rig *r, const struct rig_opts *o)
     if (server_new(&r->server, &so, &e))
         fail_msg("%s", e.msg);
     if (o->config) {
-        json_t *config = yaml_tree_parse(o->config, strlen(o->config), "rig.yaml", &e);
+        struct yaml_tree *config = yaml_tree_parse(o->config, strlen(o->config), "rig.yaml", &e);
         if (!config || server_configure(r->server, config, &e))
             fail_msg("%s", e.msg);
-        json_decref(config);
+        yaml_tree_free(config);
     }
     r->port = server_port(r->server);
     rig_model_new(r, o, &r->model);

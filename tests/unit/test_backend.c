@@ -18,10 +18,10 @@
 static int read_config(struct gateway_config *c, const char *yaml, struct err *e)
 {
     *e = (struct err){0};
-    json_t *tree = yaml_tree_parse(yaml, strlen(yaml), "test.yaml", e);
+    struct yaml_tree *tree = yaml_tree_parse(yaml, strlen(yaml), "test.yaml", e);
     assert_non_null(tree);
-    int rc = gateway_config_read(c, tree, e);
-    json_decref(tree);
+    int rc = gateway_config_read(c, yaml_tree_root(tree), e);
+    yaml_tree_free(tree);
     return rc;
 }
 
@@ -74,7 +74,7 @@ static void test_config_refuses(void **state)
         {"backends: [{name: a, url: 'ftp://a'}]\n", "backends[0].url"},
         {"backends: [{name: a, url: 'http://key@a'}]\n", "backends[0].url"},
         {"backends: [{name: a, url: 'http://a', kind: tgi}]\n", "backends[0].kind"},
-        {"backends: [{name: a, url: 'http://a', wieght: 1}]\n", "backends[0]"},
+        {"backends: [{name: a, url: 'http://a', wieght: 1}]\n", "backends[0].wieght"},
         {"backends: [{name: a, url: 'http://a', weight: 0}]\n", "backends[0].weight"},
         {"backends: [{name: a, url: 'http://a', key_env: TEST_NOT_SET}]\n", "backends[0].key_env"},
         {"backends: [{name: a, url: 'http://a', models: []}]\n", "backends[0].models"},

@@ -257,10 +257,11 @@ static bool serves(void *arg, const struct tier *t, bool *overloaded, const char
 static struct routing *read_config(const char *text, struct err *e)
 {
     struct routing *r = NULL;
-    json_t *tree = yaml_tree_parse(text, strlen(text), "t.yaml", e);
-    if (tree)
-        routing_new(&r, tree, e);
-    json_decref(tree);
+    struct yaml_tree *tree = yaml_tree_parse(text, strlen(text), "t.yaml", e);
+    int rc = tree ? routing_new(&r, yaml_tree_root(tree), e) : 0;
+    if (rc)
+        yaml_tree_locate(tree, rc, e);
+    yaml_tree_free(tree);
     return r;
 }
 
@@ -349,24 +350,27 @@ static void test_wrong_configurations(void **state)
     static const struct {
         const char *yaml, *says;
     } wrong[] = {
-        {"tiers: 5", "tiers must be a list"},
+        {"tiers: 5", "t.yaml:1:1: tiers must be a list"},
         {"tiers: [{models: a}]", "tiers[0] needs a name"},
         {"tiers: [{name: a}]", "tiers[0] needs a name and models"},
         {"tiers: [{name: auto, models: a}]", "'auto' is no name"},
         {"tiers: [{name: a, models: a}, {name: a, models: b}]", "two tiers named 'a'"},
-        {"tiers: [{name: a, models: a, fallback: b}]", "tiers[0].fallback: there is no tier 'b'"},
+        {"tiers: [{name: a, models: a, fallback: b}]",
+         "t.yaml:1:30: tiers[0].fallback[0]: there is no tier 'b'"},
         {"tiers: [{name: a, models: a, shed_to: b}]", "tiers[0].shed_to"},
-        {"tiers: [{name: a, models: a, targets: {ttft: soon}}]", "tiers[0].targets must be a dur"},
+        {"tiers: [{name: a, models: a, targets: {ttft: soon}}]",
+         "tiers[0].targets.ttft must be a dur"},
         {"tiers: [{name: a, models: a, targets: {ttff: 1s}}]",
          "unknown key 'ttff'; there are ttft"},
         {"tiers: [{name: a, models: a, concurrency: -1}]", "tiers[0].concurrency must be a number"},
-        {"tiers: [{name: a, models: a, check: {regex: '('}}]", "tiers[0].check.regex: the pattern"},
-        {"tiers: [{name: a, models: [1]}]", "tiers[0].models must be a text"},
+        {"tiers: [{name: a, models: a, check: {regex: '('}}]",
+         "t.yaml:1:38: tiers[0].check.regex: the pattern"},
+        {"tiers: [{name: a, models: [1]}]", "t.yaml:1:28: tiers[0].models[0] must be a text"},
         {"tiers: [{name: a, models: a, speed: 1}]", "unknown key 'speed'"},
         {"routes: [{tier: a}]", "routes[0].tier must be the name of a tier"},
         {"tiers: [{name: a, models: a}]\nroutes: [{when: {}}]", "routes[0] needs a tier"},
         {"tiers: [{name: a, models: a}]\nroutes: [{tier: a, when: {colour: red}}]",
-         "routes[0].when has the unknown key 'colour'"},
+         "t.yaml:2:27: routes[0].when has the unknown key 'colour'"},
         {"tiers: [{name: a, models: a}]\nroutes: [{tier: a, when: {hours: '9-17'}}]",
          "routes[0].when.hours must be like"},
         {"tiers: [{name: a, models: a}]\nroutes: [{tier: a, when: {days: [monday]}}]",
@@ -377,7 +381,7 @@ static void test_wrong_configurations(void **state)
          "routes[0].when.regex: the pattern is wrong at character"},
         {"tiers: [{name: a, models: a}]\nroutes: [{tier: a, when: {cost: {max: 1}}}]",
          "needs the tier whose cost"},
-        {"tiers: [{name: a, models: a}]\naliases: {x: 5}", "aliases.x must be"},
+        {"tiers: [{name: a, models: a}]\naliases: {x: 5}", "t.yaml:2:11: aliases.x must be"},
         {"tiers: [{name: a, models: a}]\ndefault_tier: b", "default_tier must be the name"},
     };
     for (size_t i = 0; i < ARRAY_LEN(wrong); i++) {
