@@ -21,7 +21,7 @@ for line in wheel.read(name).decode().splitlines():
         if "extra ==" not in need and not need.startswith("torch"):
             print(need)
 EOF
-    "$venv/bin/pip" install -q "torch==$torch" torchvision torchaudio gguf -r "$wheels/needs.txt"
+    "$venv/bin/pip" install -q "torch==$torch" torchvision torchaudio gguf accelerate -r "$wheels/needs.txt"
     "$venv/bin/pip" install -q --no-deps "$wheels"/*.whl
     # It looks for the version of a package named vllm to know that it runs on a CPU.
     site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
