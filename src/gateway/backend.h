@@ -117,6 +117,11 @@ struct backend {
 
     int64_t probe_at_ms; /* when the next probe is due */
 
+    /* managed */
+    uint64_t n_starts;
+    int64_t start_took_ms; /* the latest one, until it was healthy; 0: it never was */
+    char last_exit[72];    /* "ended with status 1", "": it never ended */
+
     /* backends.c and managed.c */
     struct backends *all;
     struct http_call *probe; /* under way */

@@ -301,6 +301,23 @@ static struct backend *take_same(struct backends *all, const struct backend_conf
     return NULL;
 }
 
+/* Until b says itself what it serves, it is what the one of its name has served: those who ask
+ * while its program starts wait for it. */
+static void presume_models(const struct backends *all, struct backend *b)
+{
+    for (size_t i = 0; i < all->n && !b->config.n_models; i++) {
+        const struct backend *before = all->list[i];
+        if (!before || strcmp(before->config.name, b->config.name) != 0)
+            continue;
+        b->found = xcalloc(before->n_found + 1, sizeof *b->found);
+        for (; b->n_found < before->n_found; b->n_found++) {
+            const struct backend_model *m = &before->found[b->n_found];
+            b->found[b->n_found] = (struct backend_model){xstrdup(m->name), xstrdup(m->as)};
+        }
+        return;
+    }
+}
+
 static void retire(struct backends *all, struct backend *b, int64_t now)
 {
     if (b->probe) {
@@ -327,6 +344,7 @@ void backends_apply(struct backends *all, struct gateway_config *c)
             continue;
         list[i] = backend_new(&c->backends[i], now);
         list[i]->all = all;
+        presume_models(all, list[i]);
         list[i]->probe_at_ms = now + (int64_t)(i * PROBE_SPREAD_MS / (c->n + 1));
     }
     for (size_t i = 0; i < all->n; i++)
@@ -389,136 +407,4 @@ void backends_free(struct backends *all)
     http_client_close(all->client);
     http_timer_free(all->timer);
     free(all);
-}
-
-/* ---- what it tells ---- */
-
-static const struct backend_model *models_of(const struct backend *b, size_t *n)
-{
-    *n = b->config.n_models ? b->config.n_models : b->n_found;
-    return b->config.n_models ? b->config.models : b->found;
-}
-
-void backends_each_model(const struct backends *all,
-                         void (*fn)(void *arg, const char *model, const struct backend *b),
-                         void *arg)
-{
-    for (size_t i = 0; i < all->n; i++) {
-        size_t n;
-        const struct backend_model *m = models_of(all->list[i], &n);
-        for (size_t k = 0; k < n; k++) {
-            bool first = true;
-            for (size_t before = 0; before < i && first; before++)
-                first = !backend_serves(all->list[before], m[k].name);
-            if (first)
-                fn(arg, m[k].name, all->list[i]);
-        }
-    }
-}
-
-static void write_backend(struct jw *w, const struct backend *b, bool urls)
-{
-    size_t n;
-    const struct backend_model *m = models_of(b, &n);
-    jw_obj(w);
-    jw_kstr(w, "name", b->config.name);
-    jw_kstr(w, "kind", backend_kinds[b->config.kind]);
-    if (urls)
-        jw_kstr(w, "url", b->config.url);
-    jw_kstr(w, "state", backend_states[b->state]);
-    if (b->state != BACKEND_HEALTHY && b->why[0])
-        jw_kstr(w, "reason", b->why);
-    jw_kbool(w, "managed", b->config.argv != NULL);
-    jw_kint(w, "requests", b->requests);
-    jw_kint(w, "max_requests", b->config.max_requests);
-    jw_kint(w, "tokens", b->tokens);
-    jw_knum(w, "weight", b->config.weight);
-    jw_key(w, "models");
-    jw_arr(w);
-    for (size_t k = 0; k < n; k++)
-        jw_str(w, m[k].name);
-    jw_arr_end(w);
-    jw_obj_end(w);
-}
-
-void backends_write(const struct backends *all, struct jw *w, bool urls)
-{
-    jw_arr(w);
-    for (size_t i = 0; i < all->n; i++)
-        write_backend(w, all->list[i], urls);
-    for (size_t i = 0; i < all->n_leaving; i++)
-        write_backend(w, all->leaving[i], urls);
-    jw_arr_end(w);
-}
-
-static void head(struct buf *out, const char *name, const char *type, const char *help)
-{
-    buf_addf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
-}
-
-static void backend_rows(const struct backends *all, struct buf *out)
-{
-#define ROW(name_, type_, help_, value_)                                                           \
-    {                                                                                              \
-        name_, type_, help_, value_                                                                \
-    }
-    enum { STATE, REQUESTS, TOKENS, EJECTIONS, PROBES, FAILED_PROBES, PROMPT, COMPLETION };
-    static const struct {
-        const char *name, *type, *help;
-        int value;
-    } rows[] = {
-        ROW("terrace_backend_up", "gauge", "1 if it gets requests.", STATE),
-        ROW("terrace_backend_requests", "gauge", "Requests under way.", REQUESTS),
-        ROW("terrace_backend_tokens", "gauge", "Tokens under way, estimated.", TOKENS),
-        ROW("terrace_backend_ejections_total", "counter", "Times it was ejected.", EJECTIONS),
-        ROW("terrace_backend_probes_total", "counter", "Probes that ended.", PROBES),
-        ROW("terrace_backend_failed_probes_total", "counter", "Of them failed.", FAILED_PROBES),
-        ROW("terrace_backend_prompt_tokens_total", "counter", "As it counted them.", PROMPT),
-        ROW("terrace_backend_completion_tokens_total", "counter", "As it counted them.",
-            COMPLETION),
-    };
-    for (size_t r = 0; r < ARRAY_LEN(rows); r++) {
-        head(out, rows[r].name, rows[r].type, rows[r].help);
-        for (size_t i = 0; i < all->n; i++) {
-            const struct backend *b = all->list[i];
-            const double values[] = {
-                [STATE] = b->state == BACKEND_HEALTHY || b->state == BACKEND_HALF_OPEN,
-                [REQUESTS] = b->requests,
-                [TOKENS] = (double)b->tokens,
-                [EJECTIONS] = (double)b->n_ejections,
-                [PROBES] = (double)b->n_probes,
-                [FAILED_PROBES] = (double)b->n_failed_probes,
-                [PROMPT] = (double)b->prompt_tokens,
-                [COMPLETION] = (double)b->completion_tokens,
-            };
-            buf_addf(out, "%s{backend=\"%s\"} %.15g\n", rows[r].name, b->config.name,
-                     values[rows[r].value]);
-        }
-    }
-}
-
-void backends_metrics(const struct backends *all, struct buf *out)
-{
-    if (!all->n)
-        return;
-    backend_rows(all, out);
-    head(out, "terrace_backend_outcomes_total", "counter", "Requests by how they ended.");
-    for (size_t i = 0; i < all->n; i++)
-        for (int o = 0; o < OUTCOMES; o++)
-            buf_addf(out, "terrace_backend_outcomes_total{backend=\"%s\",outcome=\"%s\"} %llu\n",
-                     all->list[i]->config.name, backend_outcomes[o],
-                     (unsigned long long)all->list[i]->outcomes[o]);
-    const struct {
-        const char *name, *help;
-        uint64_t v;
-    } rows[] = {
-        {"terrace_proxy_requests_total", "Requests for backends.", all->n_requests},
-        {"terrace_proxy_retries_total", "Tries of another backend.", all->n_retries},
-        {"terrace_proxy_hedges_total", "Second backends asked for speed.", all->n_hedges},
-        {"terrace_proxy_budget_empty_total", "Retries that were not allowed.", all->n_budget_empty},
-    };
-    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
-        head(out, rows[i].name, "counter", rows[i].help);
-        buf_addf(out, "%s %llu\n", rows[i].name, (unsigned long long)rows[i].v);
-    }
 }

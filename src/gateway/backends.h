@@ -13,8 +13,17 @@ enum {
     BACKENDS_MAX_TRIES = 16,     /* of one request */
 };
 
+/* Who is told of operations of managed programs that may hang: begin returns a watch for end, or
+ * NULL, and reports the operation once it takes longer than stall_ms. {0}: nobody. */
+struct backends_watch {
+    void *arg;
+    void *(*begin)(void *arg, const char *what, int64_t stall_ms);
+    void (*end)(void *watch);
+};
+
 struct backends {
     struct http_loop *loop;
+    struct backends_watch watch;
     struct http_client *client;
     struct backend *list[BACKENDS_MAX];
     size_t n;
@@ -68,6 +77,18 @@ void backends_end(struct backends *all, struct backend *b, int64_t tokens, enum 
                   const char *why);
 
 void backends_poke(struct backends *all); /* a state or due time has changed */
+
+/* How much of what is configured gets requests, for /health. */
+enum backends_health {
+    BACKENDS_SERVE, /* at least one does, or will as soon as somebody asks; or there are none */
+    BACKENDS_START, /* none yet, but programs of ours are being started */
+    BACKENDS_DOWN,
+};
+enum backends_health backends_health(const struct backends *all, struct buf *why);
+
+/* The member "backends": [{"name", "state", "seconds", "restarts", "last_exit"}] of an object, if
+ * any are managed. */
+void backends_write_managed(const struct backends *all, struct jw *w);
 
 /* [{"name", "kind", "state", ...}], without keys; URLs only if asked. */
 void backends_write(const struct backends *all, struct jw *w, bool urls);

@@ -10,14 +10,18 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "gateway/backends.h"
+#include "gateway/guard.h"
 
 enum {
     RESTART_MS = 500, /* the first pause before starting again */
     RESTART_MAX_MS = 60000,
-    STEADY_MS = 60000,    /* who ran so long begins with the first pause again */
-    LINE_BYTES = 1024,    /* of output in one log line */
-    LAST_WORDS_MS = 1000, /* for output that is still in the pipes when the program has ended */
-    HUNG_EJECTIONS = 5,   /* in a row: the program is taken for hung */
+    STEADY_MS = 60000,     /* who ran so long begins with the first pause again */
+    LINE_BYTES = 1024,     /* of output in one log line */
+    LAST_WORDS_MS = 1000,  /* for output that is still in the pipes when the program has ended */
+    HUNG_EJECTIONS = 5,    /* in a row: the program is taken for hung */
+    UNENDING_MS = 10000,   /* after SIGKILL: the kernel, or a device, holds it */
+    STATUS_NO_START = 127, /* guard.h */
+    HANDLES = 4,
 };
 
 /* Standard output or error. */
@@ -30,11 +34,14 @@ struct output {
 
 struct backend_process {
     struct backend *backend;
-    uv_process_t process;
+    uv_process_t process; /* the guard, whose id is the group's */
+    uv_pipe_t lifeline;   /* the guard holds the other end */
     struct output outputs[2];
     bool running; /* from the start until all handles are closed */
     bool stopping, killed;
+    bool was_healthy; /* since the start */
     int n_handles;
+    void *watch;                              /* of the start, then of the end; NULL: none */
     int64_t started_ms, ended_ms, kill_at_ms; /* ended_ms 0: not yet */
     int64_t restart_at_ms, pause_ms;
 };
@@ -43,6 +50,25 @@ bool managed_runs(const struct backend *b)
 {
     const struct backend_process *p = b->process;
     return p && p->running && !p->stopping && !p->ended_ms;
+}
+
+/* ---- watches ---- */
+
+static void watch_end(struct backend_process *p)
+{
+    if (p->watch)
+        p->backend->all->watch.end(p->watch);
+    p->watch = NULL;
+}
+
+static void watch_begin(struct backend_process *p, const char *doing, int64_t stall_ms)
+{
+    const struct backends *all = p->backend->all;
+    char what[96];
+    watch_end(p);
+    snprintf(what, sizeof what, "%s backend %s", doing, p->backend->config.name);
+    if (all->watch.begin)
+        p->watch = all->watch.begin(all->watch.arg, what, stall_ms);
 }
 
 /* ---- output ---- */
@@ -69,14 +95,21 @@ static void process_closed(struct backend_process *p)
     struct backend *b = p->backend;
     if (--p->n_handles)
         return;
+    watch_end(p);
     p->running = p->stopping = p->killed = false;
     backends_poke(b->all);
     backend_unref(b); /* of start() */
 }
 
-static void on_process_closed(uv_handle_t *h)
+static void on_handle_closed(uv_handle_t *h)
 {
     process_closed(h->data);
+}
+
+static void close_process(struct backend_process *p)
+{
+    uv_close((uv_handle_t *)&p->process, on_handle_closed);
+    uv_close((uv_handle_t *)&p->lifeline, on_handle_closed);
 }
 
 static void on_output_closed(uv_handle_t *h)
@@ -113,7 +146,7 @@ static void on_output(uv_stream_t *s, ssize_t n, const uv_buf_t *chunk)
 
 /* ---- start and end ---- */
 
-/* Somebody else's turn is over: when is the next start? */
+/* A start has failed, or what was started has ended: when is the next one? */
 static void pause_restarts(struct backend_process *p, int64_t now)
 {
     bool steady = p->pause_ms == 0 || now - p->started_ms > STEADY_MS;
@@ -128,43 +161,68 @@ static void on_ended(uv_process_t *process, int64_t status, int sig)
     struct backend_process *p = process->data;
     struct backend *b = p->backend;
     int64_t now = clock_ms();
-    char how[64];
-    snprintf(how, sizeof how, sig ? "ended by signal %d" : "ended with status %d",
-             sig ? sig : (int)status);
+    const char *form = sig ? "ended by signal"
+                       : status == STATUS_NO_START
+                           ? "could not be started, its output says why: status"
+                           : "ended with status";
+    snprintf(b->last_exit, sizeof b->last_exit, "%s %d", form, sig ? sig : (int)status);
     log_line(p->stopping ? LOG_INFO : LOG_WARN, "gateway", "backend %s: its program %s",
-             b->config.name, how);
+             b->config.name, b->last_exit);
     kill(-process->pid, SIGKILL); /* what it has left of its group */
     p->ended_ms = now;
     if (b->state != BACKEND_STOPPED && b->state != BACKEND_DRAINING && !b->all->closing) {
-        snprintf(b->why, sizeof b->why, "its program %s", how);
+        snprintf(b->why, sizeof b->why, "its program %s", b->last_exit);
         pause_restarts(p, now);
         backend_set_state(b, BACKEND_STARTING, now);
     }
-    uv_close((uv_handle_t *)process, on_process_closed);
+    close_process(p);
     backends_poke(b->all);
+}
+
+/* "terrace guard STOP_MS PROGRAM ARGUMENTS"; the strings belong to the configuration, but for the
+ * time in `stop`. The caller frees the list. */
+static char **guarded(const struct backend_config *c, char stop[24])
+{
+    static char name[] = "terrace", verb[] = GUARD_VERB;
+    size_t n = 0;
+    while (c->argv[n])
+        n++;
+    char **argv = xcalloc(n + 4, sizeof *argv);
+    snprintf(stop, 24, "%lld", (long long)c->stop_ms);
+    argv[0] = name;
+    argv[1] = verb;
+    argv[2] = stop;
+    memcpy(argv + 3, c->argv, n * sizeof *argv);
+    return argv;
 }
 
 static int spawn(struct backend *b, struct backend_process *p)
 {
     uv_loop_t *uv = http_loop_uv(b->all->loop);
-    uv_stdio_container_t io[3] = {{.flags = UV_IGNORE}};
+    uv_pipe_t *pipes[] = {&p->lifeline, &p->outputs[0].pipe, &p->outputs[1].pipe};
+    uv_stdio_container_t io[ARRAY_LEN(pipes)];
+    char stop[24], **argv = guarded(&b->config, stop);
     uv_process_options_t o = {
-        .file = b->config.argv[0],
-        .args = b->config.argv,
+        .file = "/proc/self/exe",
+        .args = argv,
         .flags = UV_PROCESS_DETACHED,
         .exit_cb = on_ended,
         .stdio = io,
-        .stdio_count = 3,
+        .stdio_count = ARRAY_LEN(pipes),
     };
-    p->process.data = p;
+    for (size_t i = 0; i < ARRAY_LEN(pipes); i++) {
+        uv_pipe_init(uv, pipes[i], 0);
+        io[i].flags = UV_CREATE_PIPE | (i ? UV_WRITABLE_PIPE : UV_READABLE_PIPE);
+        io[i].data.stream = (uv_stream_t *)pipes[i];
+    }
+    p->process.data = p->lifeline.data = p;
     for (int i = 0; i < 2; i++) {
-        uv_pipe_init(uv, &p->outputs[i].pipe, 0);
         p->outputs[i].pipe.data = &p->outputs[i];
         p->outputs[i].process = p;
-        io[i + 1].flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE;
-        io[i + 1].data.stream = (uv_stream_t *)&p->outputs[i].pipe;
     }
-    return uv_spawn(uv, &p->process, &o);
+    int rc = uv_spawn(uv, &p->process, &o);
+    free(argv);
+    return rc;
 }
 
 static void start(struct backend *b, int64_t now)
@@ -175,10 +233,12 @@ static void start(struct backend *b, int64_t now)
     }
     struct backend_process *p = b->process;
     backend_ref(b);
-    p->n_handles = 3;
+    p->n_handles = HANDLES;
     p->running = true;
+    p->was_healthy = false;
     p->started_ms = now;
     p->ended_ms = 0;
+    b->n_starts++;
     int rc = spawn(b, p);
     if (rc) {
         snprintf(b->why, sizeof b->why, "%s cannot be started: %s", b->config.argv[0],
@@ -186,7 +246,7 @@ static void start(struct backend *b, int64_t now)
         log_error("gateway", "backend %s: %s", b->config.name, b->why);
         p->ended_ms = now;
         pause_restarts(p, now);
-        uv_close((uv_handle_t *)&p->process, on_process_closed);
+        close_process(p);
         for (int i = 0; i < 2; i++)
             close_output(&p->outputs[i]);
         return;
@@ -195,6 +255,7 @@ static void start(struct backend *b, int64_t now)
         uv_read_start((uv_stream_t *)&p->outputs[i].pipe, give_room, on_output);
     log_info("gateway", "backend %s: started %s as process %d", b->config.name, b->config.argv[0],
              p->process.pid);
+    watch_begin(p, "starting", b->config.start_ms + UNENDING_MS);
     b->probe_at_ms = now;
 }
 
@@ -205,6 +266,7 @@ static void stop(struct backend_process *p, int64_t now)
     if (!p->stopping) {
         p->stopping = true;
         p->kill_at_ms = now + p->backend->config.stop_ms;
+        watch_begin(p, "stopping", p->backend->config.stop_ms + UNENDING_MS);
         kill(-p->process.pid, SIGTERM);
     } else if (!p->killed && now >= p->kill_at_ms) {
         p->killed = true;
@@ -238,6 +300,31 @@ static bool should_end(struct backend *b, int64_t now)
     return false;
 }
 
+/* Is another one, that a reload has replaced, still to end? It may hold the port, or the memory. */
+static bool has_forerunner(const struct backend *b)
+{
+    const struct backends *all = b->all;
+    for (size_t i = 0; i < all->n_leaving; i++) {
+        const struct backend *l = all->leaving[i];
+        if (l->process && l->process->running &&
+            (strcmp(l->config.name, b->config.name) == 0 ||
+             strcmp(l->config.url, b->config.url) == 0))
+            return true;
+    }
+    return false;
+}
+
+/* It answers for the first time since its start. */
+static void started(struct backend *b, int64_t now)
+{
+    struct backend_process *p = b->process;
+    watch_end(p);
+    p->was_healthy = true;
+    b->start_took_ms = now - p->started_ms;
+    log_info("gateway", "backend %s: healthy %.1f s after its start", b->config.name,
+             (double)b->start_took_ms / 1000);
+}
+
 /* When something may happen next to a program that runs. */
 static int64_t next_look(const struct backend *b, int64_t now)
 {
@@ -264,9 +351,12 @@ int64_t managed_look(struct backend *b, int64_t now)
                 close_output(&p->outputs[i]);
         else if (p->stopping || should_end(b, now))
             stop(p, now);
+        else if (!p->was_healthy && b->state == BACKEND_HEALTHY)
+            started(b, now);
         return next_look(b, now);
     }
-    if (b->all->closing || b->state == BACKEND_DRAINING || b->state == BACKEND_STOPPED)
+    if (b->all->closing || b->state == BACKEND_DRAINING || b->state == BACKEND_STOPPED ||
+        has_forerunner(b))
         return 0;
     if (p && now < p->restart_at_ms)
         return p->restart_at_ms;

@@ -8,27 +8,43 @@ struct health {
     double progress; /* -1: none */
 };
 
-static struct health health_now(struct server *s)
+/* A model that was named and cannot be loaded, or whose engine has failed. */
+static bool has_broken_model(struct server *s, struct buf *reason)
 {
-    struct health h = {.status = "ok"};
-    struct watch_report w = watch_report(&s->watches, &h.reason);
-    bool unhealthy = w.unhealthy;
-    h.progress = w.running ? w.progress : -1;
-    bool only_backends = !served_first(s) && s->backends->n > 0;
-    bool any = false; /* model that has been there */
+    bool broken = false;
     for (struct served *m = served_first(s); m; m = served_next(m)) {
         struct err e = {0};
-        any = any || m->n_loads;
         if (m->named && m->state == SERVED_FAILED)
             e = m->failure;
         else if (!served_is_loaded(m) || engine_health(m->model.engine, &e))
             continue;
-        unhealthy = true;
-        buf_addf(&h.reason, "%s%s: %s", h.reason.len ? "; " : "", m->name, e.msg);
+        broken = true;
+        buf_addf(reason, "%s%s: %s", reason->len ? "; " : "", m->name, e.msg);
     }
-    if (unhealthy) {
+    return broken;
+}
+
+static bool waits_for_model(struct server *s)
+{
+    struct served *m = served_first(s);
+    bool expected = m || !s->opts.loader.find;
+    while (m && !m->n_loads)
+        m = served_next(m);
+    return expected && !m;
+}
+
+static struct health health_now(struct server *s)
+{
+    struct health h = {.status = "ok"};
+    struct watch_report w = watch_report(&s->watches, &h.reason);
+    bool only_backends = !served_first(s) && s->backends->n > 0;
+    enum backends_health remote = BACKENDS_SERVE;
+    h.progress = w.running ? w.progress : -1;
+    if (only_backends)
+        remote = backends_health(s->backends, &h.reason);
+    if (has_broken_model(s, &h.reason) || w.unhealthy || remote == BACKENDS_DOWN) {
         h.status = "unhealthy";
-    } else if (!any && !only_backends && (served_first(s) || !s->opts.loader.find)) {
+    } else if (remote == BACKENDS_START || (!only_backends && waits_for_model(s))) {
         h.status = "loading";
         if (!h.reason.len)
             buf_adds(&h.reason, "no model is attached yet");
@@ -41,7 +57,8 @@ static struct health health_now(struct server *s)
 
 void handle_health(struct exchange *x)
 {
-    struct health h = health_now(x->server);
+    struct server *s = x->server;
+    struct health h = health_now(s);
     bool ok = strcmp(h.status, "ok") == 0;
     struct buf body = {0};
     struct jw w;
@@ -52,6 +69,7 @@ void handle_health(struct exchange *x)
         jw_kstr(&w, ok ? "loading" : "reason", buf_str(&h.reason));
     if (!ok && h.progress >= 0)
         jw_knum(&w, "progress", (double)(int)(h.progress * 1000) / 1000);
+    backends_write_managed(s->backends, &w);
     jw_obj_end(&w);
     jw_done(&w);
     if (!ok)

@@ -59,6 +59,18 @@ static void backends_are_closed(void *arg)
     s->backends_closed = true;
 }
 
+/* One program that hangs leaves the others: what nobody serves any more is health.c's to see. */
+static void *watch_backend(void *arg, const char *what, int64_t stall_ms)
+{
+    struct server *s = arg;
+    return watch_begin_minor(&s->watches, what, stall_ms);
+}
+
+static void unwatch_backend(void *watch)
+{
+    server_watch_end(watch, NULL);
+}
+
 /* The last to go, as requests need them. True once their programs have ended. */
 static bool close_backends(struct server *s)
 {
@@ -165,6 +177,8 @@ int server_new(struct server **out, const struct server_opts *o, struct err *e)
         s->tick = http_timer_new(s->loop, tick, s);
         rc = backends_open(&s->backends, s->loop, e);
     }
+    if (!rc)
+        s->backends->watch = (struct backends_watch){s, watch_backend, unwatch_backend};
     if (!rc)
         rc = open_cache(s, e);
     if (!rc)

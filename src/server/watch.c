@@ -13,22 +13,32 @@ void watch_release(struct watch_list *l)
     pthread_mutex_destroy(&l->lock);
 }
 
-struct server_watch *server_watch_begin(struct server *s, const char *what, int64_t stall_ms)
+static struct server_watch *begin(struct watch_list *l, const char *what, int64_t stall_ms,
+                                  bool minor)
 {
-    struct watch_list *l = &s->watches;
     struct server_watch *w = NULL;
     pthread_mutex_lock(&l->lock);
     for (int i = 0; i < WATCHES && !w; i++)
         if (!l->items[i].used)
             w = &l->items[i];
     if (w) {
-        *w = (struct server_watch){.list = l, .used = true};
+        *w = (struct server_watch){.list = l, .used = true, .minor = minor};
         w->stall_ms = stall_ms ? stall_ms : STALL_MS;
         w->changed_ms = clock_ms();
         snprintf(w->what, sizeof w->what, "%s", what);
     }
     pthread_mutex_unlock(&l->lock);
     return w;
+}
+
+struct server_watch *server_watch_begin(struct server *s, const char *what, int64_t stall_ms)
+{
+    return begin(&s->watches, what, stall_ms, false);
+}
+
+struct server_watch *watch_begin_minor(struct watch_list *l, const char *what, int64_t stall_ms)
+{
+    return begin(l, what, stall_ms, true);
 }
 
 void server_watch_progress(struct server_watch *w, uint64_t done, uint64_t total)
@@ -83,7 +93,7 @@ struct watch_report watch_report(struct watch_list *l, struct buf *text)
             continue;
         int64_t idle_ms = now - w->changed_ms;
         describe(w, idle_ms, text);
-        if (w->failed || idle_ms > w->stall_ms)
+        if (!w->minor && (w->failed || idle_ms > w->stall_ms))
             out.unhealthy = true;
         if (!w->failed && !out.running && w->total)
             out.progress = (double)w->done / (double)w->total;

@@ -8,11 +8,12 @@
 #include "base/buf.h"
 #include "base/err.h"
 
-enum { WATCHES = 8 };
+enum { WATCHES = 64 };
 
 struct server_watch {
     struct watch_list *list;
     bool used, failed;
+    bool minor; /* what it says does not make the service unhealthy */
     char what[96];
     char why[440]; /* failed: the reason */
     uint64_t done, total;
@@ -26,6 +27,9 @@ struct watch_list {
 
 void watch_init(struct watch_list *l);
 void watch_release(struct watch_list *l);
+
+/* server_watch_begin, for an operation that the service can do without if it stalls. */
+struct server_watch *watch_begin_minor(struct watch_list *l, const char *what, int64_t stall_ms);
 
 struct watch_report {
     bool running;    /* something is under way */

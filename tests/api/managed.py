@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Backends that are programs of the gateway's: started, watched, restarted, replaced, and gone when
+it is, however it ends. The program is fake_vllm.py. Ends with "N passed, N failed"."""
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+from backends import backend, client, free_port, gateway, states, wait_for
+from service import run_tests
+
+FAKE = pathlib.Path(__file__).with_name("fake_vllm.py")
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+def program(port, *options):
+    return [sys.executable, str(FAKE), port, *map(str, options)]
+
+
+def managed(port, *options, **more):
+    return backend("gpu", f"http://127.0.0.1:{port}", kind="vllm", command=program(port, *options),
+                   **{"start_timeout": "60s", "stop_timeout": "5s", **more})
+
+
+def group(pid):
+    """Processes of a group that have not ended."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rsplit(")", 1)[1].split()
+            if int(fields[2]) == pid and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def guard_of(g):
+    return int(pathlib.Path(f"/proc/{g.pid}/task/{g.pid}/children").read_text().split()[0])
+
+
+def health(g):
+    try:
+        return g.json("/health")
+    except urllib.error.HTTPError as e:
+        return json.load(e)
+
+
+def of_gpu(g):
+    return next(b for b in g.json("/v1/backends")["data"] if b["name"] == "gpu")
+
+
+def say(g, **more):
+    ask = {"model": "small", "messages": CHAT, "max_tokens": 2, **more}
+    return client(g).chat.completions.create(**ask).choices[0].message.content
+
+
+def test_killed_service_leaves_nothing():
+    for options, timeout in (["--child"], "60s"), (["--child", "--stubborn"], "500ms"):
+        with gateway([managed(free_port(), *options, stop_timeout=timeout)]) as g:
+            wait_for(lambda: states(g)["gpu"] == "healthy")
+            guard = guard_of(g)
+            assert len(group(guard)) == 3  # the guard, the program, its child
+            os.kill(g.pid, signal.SIGKILL)
+            wait_for(lambda: not group(guard))
+
+
+def test_killed_guard_leaves_nothing():
+    with gateway([managed(free_port(), "--child")]) as g:
+        wait_for(lambda: states(g)["gpu"] == "healthy")
+        guard = guard_of(g)
+        os.kill(guard, signal.SIGKILL)
+        wait_for(lambda: not group(guard))
+        wait_for(lambda: of_gpu(g)["restarts"] == 1)
+        assert say(g) == "small base"  # which waits until it has started again
+
+
+def test_stubborn_program_is_killed():
+    with gateway([managed(free_port(), "--child", "--stubborn", stop_timeout="300ms")]) as g:
+        wait_for(lambda: states(g)["gpu"] == "healthy")
+        guard = guard_of(g)
+    assert g.status == 0
+    assert not group(guard)
+    assert any("does not end: killed" in line for line in g.log), g.log
+
+
+def test_what_is_told():
+    other = backend("other", f"http://127.0.0.1:{free_port()}", models=["elsewhere"])
+    with gateway([managed(free_port()), other]) as g:
+        wait_for(lambda: states(g)["gpu"] == "healthy")
+        wait_for(lambda: states(g)["other"] == "ejected")
+        told = health(g)
+        assert told["status"] == "ok"  # one of two is down
+        assert [b["name"] for b in told["backends"]] == ["gpu"]
+        assert told["backends"][0]["restarts"] == 0 and "last_exit" not in told["backends"][0]
+        os.killpg(guard_of(g), signal.SIGKILL)
+        wait_for(lambda: of_gpu(g)["restarts"] == 1)
+        assert of_gpu(g)["last_exit"] == "ended by signal 9"
+        wait_for(lambda: states(g)["gpu"] == "healthy")
+        m = g.metrics()
+        assert m['terrace_backend_restarts_total{backend="gpu"}'] == 1
+        wait_for(lambda: g.metrics()['terrace_backend_start_seconds{backend="gpu"}'] > 0)
+        assert m['terrace_backend_program_running{backend="gpu"}'] == 1
+        assert 'terrace_backend_restarts_total{backend="other"}' not in m
+
+
+def test_health_without_anybody():
+    port = free_port()
+    broken = {**managed(port), "command": ["/nowhere/vllm", "serve"]}
+    with gateway([broken]) as g:
+        wait_for(lambda: "last_exit" in of_gpu(g))
+        told = health(g)
+        assert told["status"] == "loading" and "gpu" in told["reason"], told
+        assert "could not be started" in told["reason"]
+        assert any("/nowhere/vllm cannot be started: No such file" in line for line in g.log)
+    with gateway([backend("gone", f"http://127.0.0.1:{port}", models=["m"])]) as g:
+        wait_for(lambda: health(g)["status"] == "unhealthy")
+
+
+def test_another_command_under_load():
+    port = free_port()
+    with gateway([managed(port, "--delay", 0.02, "--name", "old")]) as g:
+        wait_for(lambda: of_gpu(g)["models"] == ["small"])
+        said, errors, stop = [], [], threading.Event()
+
+        def ask():
+            while not stop.is_set():
+                try:
+                    said.append(say(g, max_tokens=20).split()[1])
+                except Exception as e:
+                    errors.append(e)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for t in threads:
+            t.start()
+        wait_for(lambda: len(said) > 20)
+        stream = iter(client(g).chat.completions.create(model="small", messages=CHAT, stream=True,
+                                                        max_tokens=60))
+        next(stream)
+        for name in "new", "newer":  # the second time the first has not even begun
+            g.config.write_text(json.dumps({"backends": [
+                managed(port, "--delay", 0.02, "--name", name)]}))
+            g.json("/v1/reload", {})
+        assert sum(1 for _ in stream) == 59  # it was not disturbed
+        wait_for(lambda: said[-1] == "newer")
+        stop.set()
+        for t in threads:
+            t.join()
+        assert not errors, errors
+        assert set(said) <= {"old", "new", "newer"}, set(said)
+        at = [i for i, s in enumerate(said) if s == "newer"][0]
+        assert "old" not in said[at + len(threads):]
+        assert len(g.json("/v1/backends")["data"]) == 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_tests(dict(globals())) != 0)
