@@ -145,6 +145,15 @@ static void start_probe(struct backend *b)
     free(auth);
 }
 
+void backends_cancel_probe(struct backend *b)
+{
+    if (!b->probe)
+        return;
+    http_call_cancel(b->probe);
+    b->probe = NULL;
+    backend_unref(b);
+}
+
 static bool wants_probes(const struct backend *b)
 {
     if (b->state == BACKEND_DRAINING || b->state == BACKEND_STOPPED)
@@ -320,11 +329,7 @@ static void presume_models(const struct backends *all, struct backend *b)
 
 static void retire(struct backends *all, struct backend *b, int64_t now)
 {
-    if (b->probe) {
-        http_call_cancel(b->probe);
-        b->probe = NULL;
-        backend_unref(b);
-    }
+    backends_cancel_probe(b);
     backend_set_state(b, BACKEND_DRAINING, now);
     if (all->n_leaving < BACKENDS_MAX)
         all->leaving[all->n_leaving++] = b;
@@ -382,14 +387,8 @@ void backends_close(struct backends *all, void (*closed)(void *arg), void *arg)
     all->closing = true;
     all->closed = closed;
     all->closed_arg = arg;
-    for (size_t i = 0; i < all->n; i++) {
-        struct backend *b = all->list[i];
-        if (b->probe) {
-            http_call_cancel(b->probe);
-            b->probe = NULL;
-            backend_unref(b);
-        }
-    }
+    for (size_t i = 0; i < all->n; i++)
+        backends_cancel_probe(all->list[i]);
     backends_poke(all);
 }
 

@@ -76,7 +76,8 @@ enum backend_answer backends_pick(struct backends *all, const struct backend_que
 void backends_end(struct backends *all, struct backend *b, int64_t tokens, enum backend_outcome o,
                   const char *why);
 
-void backends_poke(struct backends *all); /* a state or due time has changed */
+void backends_poke(struct backends *all);      /* a state or due time has changed */
+void backends_cancel_probe(struct backend *b); /* if one is under way: it would say what was */
 
 /* How much of what is configured gets requests, for /health. */
 enum backends_health {

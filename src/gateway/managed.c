@@ -170,6 +170,7 @@ static void on_ended(uv_process_t *process, int64_t status, int sig)
              b->config.name, b->last_exit);
     kill(-process->pid, SIGKILL); /* what it has left of its group */
     p->ended_ms = now;
+    backends_cancel_probe(b);
     if (b->state != BACKEND_STOPPED && b->state != BACKEND_DRAINING && !b->all->closing) {
         snprintf(b->why, sizeof b->why, "its program %s", b->last_exit);
         pause_restarts(p, now);

@@ -38,6 +38,11 @@ def group(pid):
     return found
 
 
+def wait_healthy(g):
+    """It answers, and has told what it serves."""
+    wait_for(lambda: states(g)["gpu"] == "healthy" and of_gpu(g)["models"] == ["small"])
+
+
 def guard_of(g):
     return int(pathlib.Path(f"/proc/{g.pid}/task/{g.pid}/children").read_text().split()[0])
 
@@ -61,7 +66,7 @@ def say(g, **more):
 def test_killed_service_leaves_nothing():
     for options, timeout in (["--child"], "60s"), (["--child", "--stubborn"], "500ms"):
         with gateway([managed(free_port(), *options, stop_timeout=timeout)]) as g:
-            wait_for(lambda: states(g)["gpu"] == "healthy")
+            wait_healthy(g)
             guard = guard_of(g)
             assert len(group(guard)) == 3  # the guard, the program, its child
             os.kill(g.pid, signal.SIGKILL)
@@ -70,7 +75,7 @@ def test_killed_service_leaves_nothing():
 
 def test_killed_guard_leaves_nothing():
     with gateway([managed(free_port(), "--child")]) as g:
-        wait_for(lambda: states(g)["gpu"] == "healthy")
+        wait_healthy(g)
         guard = guard_of(g)
         os.kill(guard, signal.SIGKILL)
         wait_for(lambda: not group(guard))
@@ -80,7 +85,7 @@ def test_killed_guard_leaves_nothing():
 
 def test_stubborn_program_is_killed():
     with gateway([managed(free_port(), "--child", "--stubborn", stop_timeout="300ms")]) as g:
-        wait_for(lambda: states(g)["gpu"] == "healthy")
+        wait_healthy(g)
         guard = guard_of(g)
     assert g.status == 0
     assert not group(guard)
@@ -90,7 +95,7 @@ def test_stubborn_program_is_killed():
 def test_what_is_told():
     other = backend("other", f"http://127.0.0.1:{free_port()}", models=["elsewhere"])
     with gateway([managed(free_port()), other]) as g:
-        wait_for(lambda: states(g)["gpu"] == "healthy")
+        wait_healthy(g)
         wait_for(lambda: states(g)["other"] == "ejected")
         told = health(g)
         assert told["status"] == "ok"  # one of two is down
@@ -99,7 +104,7 @@ def test_what_is_told():
         os.killpg(guard_of(g), signal.SIGKILL)
         wait_for(lambda: of_gpu(g)["restarts"] == 1)
         assert of_gpu(g)["last_exit"] == "ended by signal 9"
-        wait_for(lambda: states(g)["gpu"] == "healthy")
+        wait_healthy(g)
         m = g.metrics()
         assert m['terrace_backend_restarts_total{backend="gpu"}'] == 1
         wait_for(lambda: g.metrics()['terrace_backend_start_seconds{backend="gpu"}'] > 0)
@@ -123,7 +128,7 @@ def test_health_without_anybody():
 def test_another_command_under_load():
     port = free_port()
     with gateway([managed(port, "--delay", 0.02, "--name", "old")]) as g:
-        wait_for(lambda: of_gpu(g)["models"] == ["small"])
+        wait_healthy(g)
         said, errors, stop = [], [], threading.Event()
 
         def ask():
