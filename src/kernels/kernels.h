@@ -114,6 +114,7 @@ struct matmul {
     size_t out_stride; /* floats from a token to the next */
     const float *bias; /* n_rows numbers added to each token, or NULL; not with gate */
     bool add;          /* add to what out holds (a residual) instead of replacing it */
+    int next_end;      /* tiles up to here may come next and are fetched ahead; 0: unknown */
 };
 
 /* --- KV blocks ----------------------------------------------------------------------------------

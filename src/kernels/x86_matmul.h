@@ -139,9 +139,10 @@ static inline void matmul_tiles(const struct matmul *j, int tile_begin, int tile
     int step = tile_bytes < TILE_BLOCK_BYTES ? (int)(TILE_BLOCK_BYTES / tile_bytes) : 1;
     int groups = act_groups(j->x->n_tokens); /* a single one gains nothing from a block */
     step = step < groups ? step : groups;
+    int last = j->next_end > tile_end ? j->next_end : tile_end;
     for (int t = tile_begin; t < tile_end; t += step) {
         int end = tile_end - t < step ? tile_end : t + step;
-        struct tile_block b = {t, end, tile_end - end < step ? tile_end : end + step};
+        struct tile_block b = {t, end, last - end < step ? last : end + step};
         matmul_block(j, &b, run);
     }
 }

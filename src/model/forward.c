@@ -103,29 +103,58 @@ static int64_t tile_cost(const struct matmul *j)
     return j->gate ? one + (int64_t)j->gate->tile_bytes + macs / 16 : one;
 }
 
-/* The tile that starts at or after a place in a row of tiles. */
-static int tile_at(int64_t place, int64_t tile, int n_tiles)
+static int clamp(int i, int most)
 {
-    int64_t t = (place + tile - 1) / tile;
-    return t < 0 ? 0 : t > n_tiles ? n_tiles : (int)t;
+    return i < 0 ? 0 : i > most ? most : i;
 }
 
-/* The products of all jobs as one row of tiles, cut evenly by cost. */
+/* The products of some jobs as one row of tiles. */
+struct tile_row {
+    const struct matmul *jobs;
+    int n, n_threads;
+};
+
+/* Where thread i's tiles begin, so that all have the same cost. */
+static int cut_tiles(const void *arg, int i)
+{
+    const struct tile_row *r = arg;
+    int64_t total = 0;
+    for (int j = 0; j < r->n; j++)
+        total += tile_cost(&r->jobs[j]) * packed_tiles(r->jobs[j].w);
+    int64_t place = total * i / r->n_threads;
+    int first = 0;
+    for (int j = 0; j < r->n; j++) {
+        int64_t tile = tile_cost(&r->jobs[j]), n_tiles = packed_tiles(r->jobs[j].w);
+        if (place <= tile * n_tiles)
+            return first + (int)((place + tile - 1) / tile);
+        place -= tile * n_tiles;
+        first += (int)n_tiles;
+    }
+    return first;
+}
+
 static void products(const struct worker *k, const struct matmul *jobs, int n,
                      struct lora_site site)
 {
-    int64_t total = 0;
-    for (int i = 0; i < n; i++)
-        total += tile_cost(&jobs[i]) * packed_tiles(jobs[i].w);
-    int64_t begin = total * k->ith / k->nth, end = total * (k->ith + 1) / k->nth;
-    for (int i = 0; i < n; i++) {
-        int64_t tile = tile_cost(&jobs[i]);
-        int n_tiles = packed_tiles(jobs[i].w);
-        int from = tile_at(begin, tile, n_tiles), to = tile_at(end, tile, n_tiles);
-        if (from < to)
-            lora_product(k, site, &jobs[i], from, to);
-        begin -= tile * n_tiles;
-        end -= tile * n_tiles;
+    struct tile_row row = {jobs, n, k->nth};
+    int phase = site.layer < 0 ? k->m->hp.n_layers * LORA_INPUTS
+                               : site.layer * LORA_INPUTS + (int)site.input;
+    struct deal deal = {.runs = k->m->scratch.runs,
+                        .n_threads = k->nth,
+                        .phase = (uint16_t)(1 + phase),
+                        .cut = cut_tiles,
+                        .arg = &row};
+    struct helping h;
+    while (deal_take(&deal, k->ith, &h)) {
+        int first = 0;
+        for (int i = 0; i < n; first += packed_tiles(jobs[i++].w)) {
+            int n_tiles = packed_tiles(jobs[i].w);
+            int from = clamp(h.begin - first, n_tiles), to = clamp(h.end - first, n_tiles);
+            struct matmul job = jobs[i];
+            job.next_end = clamp(h.next_end - first, n_tiles);
+            if (from < to)
+                lora_product(k, site, &job, from, to);
+        }
     }
     pool_barrier(k->m->pool, k->ith);
 }
@@ -288,5 +317,6 @@ void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *s
     plan_make(&m->scratch.plan, &shape, seqs, n_seqs);
     st.place_inside = attend_can_place(&m->scratch.plan, seqs, n_seqs);
     lora_list(&m->scratch.lora, seqs, n_seqs);
+    memset(m->scratch.runs, 0, (size_t)pool_threads(m->pool) * sizeof *m->scratch.runs);
     pool_run(m->pool, run_step, &st);
 }

@@ -3,6 +3,7 @@
 
 #include "kernels/kernels.h"
 #include "model/arch.h"
+#include "model/deal.h"
 #include "model/hparams.h"
 #include "model/model.h"
 #include "model/plan.h"
@@ -53,7 +54,8 @@ struct scratch {
     void *act[N_ACT_TYPES];
     float *partials; /* [n_kv_heads][PLAN_MAX_PARTIALS][group][partial floats] */
     struct thread_scratch *threads;
-    int32_t *rows; /* [T] tokens whose logits are wanted */
+    int32_t *rows;         /* [T] tokens whose logits are wanted */
+    struct deal_run *runs; /* [n_threads] tiles of the product under way */
     void *memory;
     size_t bytes;
     struct plan plan;

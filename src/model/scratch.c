@@ -60,6 +60,7 @@ static size_t carve(struct scratch *s, const struct model *m, char *base)
         own->attention = take(base, &used, attention_scratch_bytes(&m->kv));
     }
     s->rows = take(base, &used, t * sizeof *s->rows);
+    s->runs = take(base, &used, (size_t)pool_threads(m->pool) * sizeof *s->runs);
     return used;
 }
 
