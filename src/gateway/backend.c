@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "gateway/adapter_push.h"
 #include "gateway/managed.h"
 
 enum {
@@ -48,6 +49,7 @@ void backend_config_release(struct backend_config *c)
     free(c->url);
     free(c->key);
     free(c->ca_file);
+    free(c->adapter_root);
     free_models(c->models, c->n_models);
     for (char **a = c->argv; a && *a; a++)
         free(*a);
@@ -67,6 +69,7 @@ void backend_unref(struct backend *b)
     backend_config_release(&b->config);
     free_models(b->found, b->n_found);
     buf_release(&b->probe_body);
+    push_free(b);
     managed_free(b);
     free(b);
 }

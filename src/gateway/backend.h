@@ -48,6 +48,10 @@ struct backend_config {
     /* managed: a program that we start and stop; argv NULL: somebody else does */
     char **argv; /* ends with NULL */
     int64_t start_ms, stop_ms, idle_stop_ms;
+
+    /* vllm: adapters that we load there */
+    char *adapter_root; /* what our --adapter-root is called there, NULL: the same */
+    int max_adapters;
 };
 
 /* What it says of all. */
@@ -95,6 +99,7 @@ enum backend_outcome {
 };
 extern const char *const backend_outcomes[];
 
+struct adapter_copy;
 struct backend_process;
 
 struct backend {
@@ -121,6 +126,9 @@ struct backend {
     uint64_t n_starts;
     int64_t start_took_ms; /* the latest one, until it was healthy; 0: it never was */
     char last_exit[72];    /* "ended with status 1", "": it never ended */
+
+    struct adapter_copy *copies; /* adapter_push.c */
+    uint64_t n_pushes, n_push_failures;
 
     /* backends.c and managed.c */
     struct backends *all;

@@ -170,13 +170,16 @@ static int read_command(struct backend_config *c, struct config_map *p, struct e
 
 static int read_numbers(struct backend_config *c, struct config_map *p, struct err *e)
 {
-    double requests = c->max_requests, fail_after = c->fail_after;
+    double requests = c->max_requests, fail_after = c->fail_after, adapters = c->max_adapters;
     int rc = read_number(config_at(p, "weight"), p->at, 0.001, 1000, &c->weight, e);
     if (!rc)
         rc = read_number(config_at(p, "max_requests"), p->at, 1, 1e6, &requests, e);
     if (!rc)
         rc = read_number(config_at(p, "fail_after"), p->at, 1, 1000, &fail_after, e);
+    if (!rc)
+        rc = read_number(config_at(p, "max_adapters"), p->at, 1, 1e6, &adapters, e);
     c->max_requests = (int)requests;
+    c->max_adapters = (int)adapters;
     c->fail_after = (int)fail_after;
     const struct {
         const char *key;
@@ -221,6 +224,8 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
                                         "start_timeout",
                                         "stop_timeout",
                                         "idle_stop",
+                                        "adapter_root",
+                                        "max_adapters",
                                         NULL};
     *c = (struct backend_config){
         .weight = 1,
@@ -236,6 +241,7 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
         .slow_start_ms = 10000,
         .start_ms = 600000,
         .stop_ms = 10000,
+        .max_adapters = 16,
     };
     struct config_map p = {v, where, ""};
     int kind = BACKEND_OPENAI;
@@ -251,6 +257,10 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
         rc = read_url(c, &p, e);
     if (!rc)
         rc = read_text(config_at(&p, "ca_file"), p.at, &c->ca_file, e);
+    if (!rc)
+        rc = read_text(config_at(&p, "adapter_root"), p.at, &c->adapter_root, e);
+    if (!rc && c->adapter_root && c->adapter_root[0] != '/')
+        rc = config_wrong(e, p.at, "an absolute path");
     if (!rc)
         rc = read_key(c, &p, e);
     if (!rc)
@@ -340,6 +350,7 @@ bool backend_config_same(const struct backend_config *a, const struct backend_co
 {
     if (!same_text(a->name, b->name) || !same_text(a->url, b->url) || a->kind != b->kind ||
         !same_text(a->key, b->key) || !same_text(a->ca_file, b->ca_file) ||
+        !same_text(a->adapter_root, b->adapter_root) || a->max_adapters != b->max_adapters ||
         a->n_models != b->n_models || !a->argv != !b->argv)
         return false;
     for (size_t i = 0; i < a->n_models; i++)

@@ -56,7 +56,7 @@ static bool take_list(struct backend *b)
         b->found = xcalloc(n + 1, sizeof *b->found);
         for (size_t i = 0; i < n && b->n_found < BACKEND_MODELS_MAX; i++) {
             const char *id = json_string_value(json_object_get(json_array_get(data, i), "id"));
-            if (!id || !*id || strlen(id) > 256)
+            if (!id || !*id || strlen(id) > 256 || push_is_name(id))
                 continue;
             b->found[b->n_found++] = (struct backend_model){xstrdup(id), xstrdup(id)};
         }
@@ -264,6 +264,11 @@ enum backend_answer backends_pick(struct backends *all, const struct backend_que
         struct backend *b = all->list[i];
         if (!backend_serves(b, q->model) || !wanted(b, q))
             continue;
+        const char *obstacle = q->adapter ? push_obstacle(b, q->adapter) : NULL;
+        if (obstacle) {
+            buf_addf(why, "%s%s %s", why->len ? ", " : "", b->config.name, obstacle);
+            continue;
+        }
         if (!backend_usable(b)) {
             explain(b, why);
             if (b->state == BACKEND_STOPPED)

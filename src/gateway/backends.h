@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "base/waiter.h"
+#include "gateway/adapter_push.h"
 #include "gateway/backend.h"
 #include "http/client.h"
 
@@ -61,6 +62,7 @@ struct backend_query {
     size_t n_only;
     struct backend *const *tried; /* not these */
     size_t n_tried;
+    const struct push_adapter *adapter; /* that it runs under, NULL: none */
     struct balance_request balance;
 };
 

@@ -61,6 +61,10 @@ static void write_backend(struct jw *w, const struct backend *b, bool urls)
     for (size_t k = 0; k < n; k++)
         jw_str(w, m[k].name);
     jw_arr_end(w);
+    if (b->config.kind == BACKEND_VLLM) {
+        jw_key(w, "adapters");
+        push_write(b, w);
+    }
     jw_obj_end(w);
 }
 
@@ -132,6 +136,8 @@ COUNT_OF(n_probes)
 COUNT_OF(n_failed_probes)
 COUNT_OF(prompt_tokens)
 COUNT_OF(completion_tokens)
+COUNT_OF(n_pushes)
+COUNT_OF(n_push_failures)
 
 static double up_of(const struct backend *b)
 {
@@ -156,6 +162,16 @@ static double start_seconds_of(const struct backend *b)
 static bool any(const struct backend *b)
 {
     return true;
+}
+
+static double adapters_of(const struct backend *b)
+{
+    return push_count(b);
+}
+
+static bool takes_adapters(const struct backend *b)
+{
+    return b->config.kind == BACKEND_VLLM;
 }
 
 static bool is_managed(const struct backend *b)
@@ -185,6 +201,12 @@ static const struct row {
     {"terrace_backend_start_seconds", "gauge",
      "How long its latest start took until it was healthy, 0: none was.", start_seconds_of,
      is_managed},
+    {"terrace_backend_adapters", "gauge", "Adapters of ours that it has loaded, or is loading.",
+     adapters_of, takes_adapters},
+    {"terrace_backend_adapter_loads_total", "counter", "Loads of adapters that it was asked for.",
+     n_pushes_of, takes_adapters},
+    {"terrace_backend_adapter_load_failures_total", "counter", "Of them failed.",
+     n_push_failures_of, takes_adapters},
 };
 
 static void write_row(const struct backends *all, const struct row *r, struct buf *out)

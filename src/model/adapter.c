@@ -305,27 +305,47 @@ int adapter_open_peft(struct adapter **out, const struct model *m, const void *c
     return rc;
 }
 
-static int open_directory(struct adapter **out, const struct model *m, const char *path,
-                          struct err *e)
+/* The two files of a PEFT directory. */
+struct peft_files {
+    void *config, *tensors;
+    size_t n_config, n_tensors;
+};
+
+static void peft_files_release(struct peft_files *f)
+{
+    free(f->config);
+    free(f->tensors);
+}
+
+/* On error *f is empty. */
+static int read_directory(struct peft_files *f, const char *path, struct err *e)
 {
     struct buf config_path = {0}, tensors_path = {0};
     buf_addf(&config_path, "%s/adapter_config.json", path);
     buf_addf(&tensors_path, "%s/adapter_model.safetensors", path);
-    void *config = NULL, *tensors = NULL;
-    size_t n_config, n_tensors;
-    int rc = file_read(&config, &n_config, config_path.data, MAX_CONFIG_BYTES, e);
+    *f = (struct peft_files){0};
+    int rc = file_read(&f->config, &f->n_config, config_path.data, MAX_CONFIG_BYTES, e);
     if (!rc)
-        rc = file_read(&tensors, &n_tensors, tensors_path.data, max_file_bytes, e);
-    if (!rc) {
-        rc = adapter_open_peft(out, m, config, n_config, tensors, n_tensors, e);
-        if (rc)
-            err_prefix(e, rc, "%s", path);
+        rc = file_read(&f->tensors, &f->n_tensors, tensors_path.data, max_file_bytes, e);
+    if (rc) {
+        peft_files_release(f);
+        *f = (struct peft_files){0};
     }
-    free(config);
-    free(tensors);
     buf_release(&config_path);
     buf_release(&tensors_path);
     return rc;
+}
+
+static int open_directory(struct adapter **out, const struct model *m, const char *path,
+                          struct err *e)
+{
+    struct peft_files f;
+    int rc = read_directory(&f, path, e);
+    if (rc)
+        return rc;
+    rc = adapter_open_peft(out, m, f.config, f.n_config, f.tensors, f.n_tensors, e);
+    peft_files_release(&f);
+    return rc ? err_prefix(e, rc, "%s", path) : 0;
 }
 
 static int open_gguf(struct adapter **out, const struct model *m, const char *path, struct err *e)
@@ -346,12 +366,52 @@ static int open_gguf(struct adapter **out, const struct model *m, const char *pa
     return rc;
 }
 
+static bool is_directory(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 int adapter_open(struct adapter **out, const struct model *m, const char *path, struct err *e)
 {
     *out = NULL;
-    struct stat st;
-    bool directory = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-    return directory ? open_directory(out, m, path, e) : open_gguf(out, m, path, e);
+    return is_directory(path) ? open_directory(out, m, path, e) : open_gguf(out, m, path, e);
+}
+
+/* Of both files, each with its length before it. */
+static void hash_files(const struct peft_files *f, uint8_t digest[32])
+{
+    const uint64_t sizes[] = {f->n_config, f->n_tensors};
+    EVP_MD_CTX *md = EVP_MD_CTX_new();
+    BUG_ON(!md || !EVP_DigestInit_ex(md, EVP_sha256(), NULL));
+    EVP_DigestUpdate(md, sizes, sizeof sizes);
+    EVP_DigestUpdate(md, f->config, f->n_config);
+    EVP_DigestUpdate(md, f->tensors, f->n_tensors);
+    BUG_ON(!EVP_DigestFinal_ex(md, digest, NULL));
+    EVP_MD_CTX_free(md);
+}
+
+int adapter_inspect(const char *path, struct adapter_info *out, struct err *e)
+{
+    struct peft_files f;
+    struct safetensors *s = NULL;
+    *out = (struct adapter_info){0};
+    if (!is_directory(path))
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s is no PEFT directory: its base model is served by backends, and they "
+                       "read nothing else",
+                       path);
+    int rc = read_directory(&f, path, e);
+    if (rc)
+        return rc;
+    rc = adapter_read_peft_config(f.config, f.n_config, out, e);
+    if (!rc)
+        rc = safetensors_open_mem(&s, f.tensors, f.n_tensors, e);
+    out->bytes = f.n_config + f.n_tensors;
+    hash_files(&f, out->digest);
+    safetensors_close(s);
+    peft_files_release(&f);
+    return rc ? err_prefix(e, rc, "%s", path) : 0;
 }
 
 /* --- random numbers -----------------------------------------------------------------------------

@@ -51,7 +51,12 @@ struct adapter_info {
  * the message names the tensor or key. */
 int adapter_open(struct adapter **out, const struct model *m, const char *path, struct err *e);
 
-/* The same for the two files of a PEFT directory in memory. */
+/* What a PEFT directory says of itself, for a base model that is not here: format, base_model,
+ * max_rank, the bytes of its files, and as digest the SHA-256 of them. Whether it fits the base is
+ * for who loads it to find out. Errors as adapter_open; ERR_UNSUPPORTED for a GGUF file. */
+int adapter_inspect(const char *path, struct adapter_info *out, struct err *e);
+
+/* adapter_open for the two files of a PEFT directory in memory. */
 int adapter_open_peft(struct adapter **out, const struct model *m, const void *config,
                       size_t config_bytes, const void *tensors, size_t tensors_bytes,
                       struct err *e);

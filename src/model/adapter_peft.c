@@ -311,25 +311,49 @@ static int read_invocation(struct adapter_info *info, const json_t *v, int n_voc
     return 0;
 }
 
+/* 0 and *tree, for json_decref, which *out refers to. */
+static int parse_config(struct config *out, json_t **tree, const void *config, size_t config_bytes,
+                        struct adapter_info *info, struct err *e)
+{
+    struct err why = {0};
+    *tree = jr_parse(config, config_bytes, &why);
+    if (!*tree)
+        return err_set(e, ERR_FORMAT, "adapter_config.json: %s", why.msg);
+    int rc = read_config(out, *tree, e);
+    if (rc)
+        return err_prefix(e, rc, "adapter_config.json");
+    const char *base = json_string_value(json_object_get(*tree, "base_model_name_or_path"));
+    snprintf(info->base_model, sizeof info->base_model, "%s", base ? base : "");
+    info->format = "peft";
+    return 0;
+}
+
+int adapter_read_peft_config(const void *config, size_t config_bytes, struct adapter_info *info,
+                             struct err *e)
+{
+    struct config c = {0};
+    json_t *tree;
+    int rc = parse_config(&c, &tree, config, config_bytes, info, e);
+    info->max_rank = c.rank;
+    if (!rc && !is_off(json_object_get(tree, "alora_invocation_tokens")))
+        rc = err_set(e, ERR_UNSUPPORTED,
+                     "adapter_config.json: alora_invocation_tokens: backends would apply an "
+                     "activated adapter to the whole prompt");
+    json_decref(tree);
+    return rc;
+}
+
 int adapter_read_peft(struct adapter_parts *p, const struct safetensors *s, const void *config,
                       size_t config_bytes, struct adapter_info *info, struct err *e)
 {
     struct config c = {0};
-    struct err why = {0};
-    json_t *json = jr_parse(config, config_bytes, &why);
-    if (!json)
-        return err_set(e, ERR_FORMAT, "adapter_config.json: %s", why.msg);
-    int rc = read_config(&c, json, e);
-    if (!rc)
-        rc = read_invocation(info, json_object_get(json, "alora_invocation_tokens"),
-                             p->model->hp.n_vocab, e);
-    if (rc)
-        err_prefix(e, rc, "adapter_config.json");
+    json_t *tree;
+    int rc = parse_config(&c, &tree, config, config_bytes, info, e);
+    const json_t *invocation = json_object_get(tree, "alora_invocation_tokens");
+    if (!rc && read_invocation(info, invocation, p->model->hp.n_vocab, e))
+        rc = err_prefix(e, ERR_FORMAT, "adapter_config.json");
     for (size_t i = 0; i < safetensors_count(s) && !rc; i++)
         rc = add_tensor(p, &c, safetensors_at(s, i), e);
-    const char *base = json_string_value(json_object_get(json, "base_model_name_or_path"));
-    snprintf(info->base_model, sizeof info->base_model, "%s", base ? base : "");
-    info->format = "peft";
-    json_decref(json);
+    json_decref(tree);
     return rc;
 }

@@ -87,5 +87,7 @@ int adapter_add(struct adapter_parts *p, int layer, unsigned outputs, bool is_b,
 /* Fill `parts` in from an open file; what it reads must stay open until the adapter is built. */
 int adapter_read_peft(struct adapter_parts *p, const struct safetensors *s, const void *config,
                       size_t config_bytes, struct adapter_info *info, struct err *e);
+int adapter_read_peft_config(const void *config, size_t config_bytes, struct adapter_info *info,
+                             struct err *e); /* without its tensors: info but bytes and digest */
 int adapter_read_gguf(struct adapter_parts *p, const struct gguf *g, struct adapter_info *info,
                       struct err *e);

@@ -5,6 +5,7 @@
  * scales that llama-server's clients have set for everybody; else none. */
 #include <string.h>
 
+#include "gateway/adapter_push.h"
 #include "server/adapter_http.h"
 #include "server/job.h"
 #include "server/router.h"
@@ -38,8 +39,8 @@ const char *job_forbidden_adapter(const struct job *j, const char *patterns)
     return NULL;
 }
 
-/* Those that everybody gets, of the job's model. */
-static int common_picks(const struct job *j, struct adapter_pick *picks)
+/* Those that everybody gets, of a model. */
+static int common_picks(const struct job *j, const char *base, struct adapter_pick *picks)
 {
     const struct lora_table *t = &j->server->lora;
     struct registry *all = adapters_registry(j->server->adapters);
@@ -48,7 +49,7 @@ static int common_picks(const struct job *j, struct adapter_pick *picks)
         struct registry_entry entry = {0};
         if (t->rows[i].scale == 0 || registry_find(all, t->rows[i].name, &entry, NULL))
             continue;
-        if (strcmp(entry.base, j->model->name) == 0)
+        if (strcmp(entry.base, base) == 0)
             picks[n++] = (struct adapter_pick){t->rows[i].name, t->rows[i].scale};
         registry_entry_release(&entry);
     }
@@ -76,8 +77,9 @@ static int own_picks(struct job *j, struct adapter_pick *picks)
     return n;
 }
 
-/* What it gets without saying anything. `user` is set if it is the user's own. */
-static int given_picks(struct job *j, struct adapter_pick *picks, const char **user)
+/* What it gets on a model without saying anything. `user` is set if it is the user's own. */
+static int given_picks(struct job *j, const char *base, struct adapter_pick *picks,
+                       const char **user)
 {
     struct registry *all = adapters_registry(j->server->adapters);
     const struct tier *tier = router_tier(j);
@@ -85,14 +87,93 @@ static int given_picks(struct job *j, struct adapter_pick *picks, const char **u
     bool personal = j->req.user && (!tier || tier->personal);
     const char *who =
         personal ? tenant_user(&j->req.arena, j->req.user, key_tenant(j->x->key)) : "";
-    if (personal && registry_user_adapter(all, who, j->model->name, own)) {
+    if (personal && registry_user_adapter(all, who, base, own)) {
         *user = who;
         return 0;
     }
     if (!tier || !tier->adapter)
-        return common_picks(j, picks);
+        return common_picks(j, base, picks);
     picks[0] = (struct adapter_pick){tier->adapter, 1};
     return 1;
+}
+
+static int check_push(const struct job *j, const struct adapter_pick *p,
+                      const struct registry_ref *ref, struct err *e)
+{
+    struct registry_entry entry = {0};
+    if (p->scale != 1)
+        return err_param(e, ERR_INVALID, "adapter", "backends know no scale of the adapter %.128s",
+                         p->name);
+    if (strcmp(ref->base, j->req.model) != 0)
+        return err_param(e, ERR_INVALID, "adapter",
+                         "the adapter %.128s is for the model %.128s, and the request for %.128s",
+                         p->name, ref->base, j->req.model);
+    int rc = registry_find(adapters_registry(j->server->adapters), ref->name, &entry, e);
+    const struct registry_version *v = rc ? NULL : registry_version_of(&entry, ref->version);
+    if (v && strcmp(v->format, "peft") != 0)
+        rc = err_param(e, ERR_UNSUPPORTED, "adapter",
+                       "the adapter %.128s is a GGUF file, and backends load PEFT directories only",
+                       p->name);
+    registry_entry_release(&entry);
+    return rc;
+}
+
+static int push(struct job *j, const struct adapter_pick *p, struct err *e)
+{
+    struct registry *all = adapters_registry(j->server->adapters);
+    struct arena *arena = &j->req.arena;
+    struct registry_ref ref;
+    int rc = registry_resolve(all, p->name, &ref, e);
+    if (rc)
+        return rc;
+    rc = check_push(j, p, &ref, e);
+    if (!rc) {
+        j->pushed = arena_alloc(arena, sizeof *j->pushed);
+        *j->pushed = (struct push_adapter){
+            .name = arena_strdup(arena, str_of(ref.name)),
+            .version = ref.version,
+            .path = arena_strdup(arena, str_of(ref.source)),
+            .root = adapters_root(j->server->adapters),
+            .in_body = j->req.n_adapters > 0,
+        };
+        push_name(j->pushed->as, ref.name, ref.version, ref.digest);
+        registry_used(all, ref.name);
+    }
+    registry_ref_release(&ref);
+    return rc;
+}
+
+/* An adapter that the body names and we do not know may be known to the gateway behind us. */
+static bool is_theirs(const struct job *j, const struct adapter_pick *p)
+{
+    struct registry_ref ref;
+    if (!j->req.n_adapters || j->named_adapter)
+        return false;
+    if (registry_resolve(adapters_registry(j->server->adapters), p->name, &ref, NULL))
+        return true;
+    registry_ref_release(&ref);
+    return false;
+}
+
+enum job_step job_push_adapter(struct job *j)
+{
+    struct adapter_pick picks[API_MAX_ADAPTERS];
+    struct registry *all = adapters_registry(j->server->adapters);
+    const char *user = NULL;
+    char own[REGISTRY_NAME_BYTES + 1];
+    bool says = j->req.picks_adapters || j->named_adapter;
+    int n = says ? own_picks(j, picks) : given_picks(j, j->req.model, picks, &user);
+    if (n == 0 && user && registry_user_adapter(all, user, j->req.model, own))
+        picks[n++] = (struct adapter_pick){own, 1};
+    int rc = n < 0 ? n : 0;
+    if (n > 1)
+        rc = err_param(&j->err, ERR_INVALID, "adapter",
+                       "backends run a request under one adapter, not %d", n);
+    else if (n == 1 && !is_theirs(j, &picks[0]))
+        rc = push(j, &picks[0], &j->err);
+    if (rc)
+        return job_refuse(j, openai_status(rc), rc == ERR_NOTFOUND ? "adapter_not_found" : NULL);
+    return JOB_GO;
 }
 
 enum job_step job_take_adapters(struct job *j)
@@ -100,7 +181,7 @@ enum job_step job_take_adapters(struct job *j)
     struct adapter_pick picks[API_MAX_ADAPTERS];
     const char *user = NULL;
     bool says = j->req.picks_adapters || j->named_adapter;
-    int n = says ? own_picks(j, picks) : given_picks(j, picks, &user);
+    int n = says ? own_picks(j, picks) : given_picks(j, j->model->name, picks, &user);
     int rc = n < 0
                  ? n
                  : adapters_take(j->server->adapters, &j->lease, j->model, picks, n, user, &j->err);

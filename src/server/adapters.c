@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "gateway/adapter_push.h"
 #include "server/adapters_private.h"
 
 enum {
@@ -247,6 +248,11 @@ static bool begin_load(struct adapters *all, struct adapter_slot *s)
     return true;
 }
 
+static bool reaches(void *registry, const char *name, int version)
+{
+    return registry_reaches(registry, name, version);
+}
+
 void slots_settle(struct adapters *all, const char *name)
 {
     struct registry_entry x = {0};
@@ -260,6 +266,7 @@ void slots_settle(struct adapters *all, const char *name)
             s->failed.code = 0; /* what was wrong may have been put right */
     }
     registry_entry_release(&x);
+    push_settle(all->server->backends, name, reaches, all->registry);
 }
 
 void slots_forget(struct adapters *all, const struct served *m)

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "gateway/backends.h"
 #include "server/adapters_private.h"
 
 struct adapters_change {
@@ -25,6 +26,7 @@ struct adapters_change {
     adapters_done_fn *done;
     void *arg;
     struct served *model; /* held, or NULL */
+    const char *remote;   /* instead: the model's name, as backends serve it */
     struct waiter waiter; /* for the model, then for the lease */
     struct adapter_lease lease;
     struct adapter *adapter; /* opened by the thread */
@@ -125,33 +127,42 @@ static bool will_be_pinned(const struct adapters_change *c)
     return pinned;
 }
 
+/* What backends load takes none of our memory. */
+static int inspect(struct adapters_change *c, const char *path, struct adapter_info *info,
+                   struct err *e)
+{
+    if (c->remote)
+        return adapter_inspect(path, info, e);
+    int rc = adapter_open(&c->adapter, c->model->model.weights, path, e);
+    if (rc)
+        return rc;
+    *info = *adapter_info(c->adapter);
+    rc = check_size(c->all, info->bytes, e);
+    return !rc && will_be_pinned(c) ? check_pins(c->all, c->op.name, info->bytes, e) : rc;
+}
+
 static int run_add(struct adapters_change *c, struct err *e)
 {
-    const char *path;
+    const char *path = NULL;
+    struct adapter_info info;
     int rc = registry_check_name(c->op.name, false, e);
     if (!rc)
         rc = find_place(c, &path, e);
     if (!rc)
-        rc = adapter_open(&c->adapter, c->model->model.weights, path, e);
-    if (rc)
-        return rc;
-    const struct adapter_info *info = adapter_info(c->adapter);
-    rc = check_size(c->all, info->bytes, e);
-    if (!rc && will_be_pinned(c))
-        rc = check_pins(c->all, c->op.name, info->bytes, e);
+        rc = inspect(c, path, &info, e);
     if (rc)
         return rc;
     struct registry_spec spec = {.name = c->op.name,
-                                 .base = c->model->name,
+                                 .base = c->remote ? c->remote : c->model->name,
                                  .source = path,
-                                 .format = info->format,
-                                 .trained_on = info->base_model,
+                                 .format = info.format,
+                                 .trained_on = info.base_model,
                                  .owner = c->op.owner,
                                  .labels = c->op.labels,
                                  .pinned = c->op.pin,
-                                 .rank = info->max_rank,
-                                 .bytes = info->bytes,
-                                 .digest = info->digest,
+                                 .rank = info.max_rank,
+                                 .bytes = info.bytes,
+                                 .digest = info.digest,
                                  .replace = c->op.replace};
     return registry_add(c->all->registry, &spec, &c->version, e);
 }
@@ -168,7 +179,7 @@ static int run_rollback(struct adapters_change *c, struct err *e)
         if (c->op.version ? x.versions[i].version == c->op.version
                           : x.versions[i].version < x.current)
             to = &x.versions[i];
-    if (to) /* else the registry says what is wrong */
+    if (to && !c->remote) /* else the registry, or the backend, says what is wrong */
         rc = adapter_open_checked(&c->adapter, c->model->model.weights, to->source, to->digest, e);
     if (!rc && to && x.pinned)
         rc = check_pins(c->all, c->op.name, to->bytes, e);
@@ -342,7 +353,8 @@ static void apply(struct adapters_change *c)
         slots_settle(all, c->op.name);
     if (!c->rc && v->adopts)
         adopt(c);
-    bool loads = !c->rc && v->loads && (c->op.verb != ADAPTERS_CHANGE || c->op.pin > 0);
+    bool loads =
+        !c->rc && v->loads && !c->remote && (c->op.verb != ADAPTERS_CHANGE || c->op.pin > 0);
     leave_queue(c);
     if (loads)
         load(c);
@@ -415,6 +427,18 @@ static void model_woken(struct waiter *w, const struct err *failed)
     fail(c, failed->code);
 }
 
+/* The model is not ours: what is to be done with it is done without. */
+static void go_remote(struct adapters_change *c, const char *base)
+{
+    c->remote = arena_strdup(&c->arena, str_of(base));
+    if (c->op.pin > 0)
+        fail(c, err_param(&c->err, ERR_UNSUPPORTED, "pin",
+                          "'%.128s' is served by backends: its adapters cannot be pinned here",
+                          c->remote));
+    else
+        run_task(c);
+}
+
 static void hold_model(struct adapters_change *c)
 {
     const char *base, *code;
@@ -422,6 +446,11 @@ static void hold_model(struct adapters_change *c)
     int rc = base_of(c, &base);
     if (rc) {
         fail(c, rc);
+        return;
+    }
+    if (base && !served_find(c->all->server, base) &&
+        backends_know(c->all->server->backends, base)) {
+        go_remote(c, base);
         return;
     }
     int status = served_acquire(c->all->server, base, NULL, &c->waiter, &c->model, &code, &c->err);

@@ -112,6 +112,7 @@ static void job_reset(struct job *j)
     j->n_choices = j->n_prompts = j->n_adapters = 0;
     served_put(j->model);
     j->model = NULL;
+    j->pushed = NULL;
     j->status = 0;
     j->code = NULL;
     j->err = (struct err){0};

@@ -64,8 +64,9 @@ struct job {
     enum job_step outcome; /* of what ran there */
     struct waiter waiter;
     const char *named; /* what the request calls its model, if that is an adapter; else NULL */
-    const char *named_adapter;  /* which one that is, for a pick */
-    struct adapter_lease lease; /* holds the adapters */
+    const char *named_adapter;   /* which one that is, for a pick */
+    struct push_adapter *pushed; /* that backends are to load for it, NULL: none */
+    struct adapter_lease lease;  /* holds the adapters */
     struct adapter_use adapters[MODEL_MAX_ADAPTERS];
     int n_adapters;
     struct job_cache {
@@ -116,6 +117,7 @@ void job_closed(struct job *j);          /* its exchange is over */
 enum job_step job_find_adapter(struct job *j); /* a model that is an adapter's name */
 /* The first adapter that the request chooses and no pattern of the list allows, or NULL. */
 const char *job_forbidden_adapter(const struct job *j, const char *patterns);
+enum job_step job_push_adapter(struct job *j); /* the one that backends are to load */
 enum job_step job_take_adapters(struct job *j);
 enum job_step job_get_adapters(struct job *j); /* waits until they are there */
 

@@ -22,6 +22,8 @@ enum {
 struct attempt {
     struct proxy *proxy;
     struct backend *backend; /* NULL: this place is free */
+    struct push_use push;    /* the adapter there, which may have to be loaded first */
+    bool pushed_again;       /* the backend had forgotten it */
     struct http_call *call;
     struct buf body; /* the request with edits; empty: the client's bytes */
     int status;
@@ -65,6 +67,7 @@ static void attempt_release(struct attempt *a, enum backend_outcome o, const cha
         return;
     if (a->call)
         http_call_cancel(a->call);
+    push_release(&a->push);
     event_pass_release(&a->events);
     buf_release(&a->body);
     buf_release(&a->reply);
@@ -241,12 +244,34 @@ static void pass_events(struct attempt *a, const char *data, size_t n)
         stream_over(a, NULL);
 }
 
+static void ask(struct attempt *a, const char *as);
+
+/* A vLLM that was restarted knows the model no more, and says so: once more, with a new copy. */
+static bool was_forgotten(struct attempt *a)
+{
+    return a->status == 404 && a->push.copy && !a->pushed_again;
+}
+
+static void push_again(struct attempt *a)
+{
+    push_lost(&a->push);
+    a->pushed_again = true;
+    a->status = 0;
+    buf_clear(&a->reply);
+    buf_clear(&a->body);
+    ask(a, NULL);
+}
+
 static void reply_over(struct attempt *a)
 {
     struct proxy *p = a->proxy;
     struct str body = {buf_str(&a->reply), a->reply.len};
     char why[64];
     int64_t prompt = 0, completion = 0;
+    if (was_forgotten(a)) {
+        push_again(a);
+        return;
+    }
     if (a->status == 401 || a->status == 403) {
         attempt_failed(a, OUTCOME_FAILED, 502, "it refuses our key");
         return;
@@ -375,16 +400,13 @@ static void make_body(struct proxy *p, const char *as, struct buf *out)
     free(messages);
 }
 
-static void start_attempt(struct proxy *p, struct attempt *a, struct backend *b, const char *as)
+static void send(struct attempt *a, const char *as)
 {
+    struct proxy *p = a->proxy;
     struct exchange *x = p->x;
-    const struct backend_config *c = &b->config;
+    const struct backend_config *c = &a->backend->config;
     struct arena *arena = &x->http->arena;
     struct str id = http_header(x->http, "x-request-id");
-    *a = (struct attempt){.proxy = p, .backend = b};
-    backend_ref(b);
-    p->tried[p->n_tried++] = b;
-    backend_begin(b, p->tokens, clock_ms());
     make_body(p, as, &a->body);
     const char *headers[5], *url = arena_printf(arena, "%s%s", c->url, p->plan.path);
     int n = 0;
@@ -412,6 +434,46 @@ static void start_attempt(struct proxy *p, struct attempt *a, struct backend *b,
                                         });
 }
 
+/* The backend cannot have the adapter: refused, which says nothing of its health, or out of reach.
+ */
+static void push_failed(struct attempt *a, const struct err *e)
+{
+    enum backend_outcome o = e->code == ERR_IO        ? OUTCOME_UNREACHABLE
+                             : e->code == ERR_TIMEOUT ? OUTCOME_FAILED
+                                                      : OUTCOME_NEUTRAL;
+    attempt_failed(a, o, e->code == ERR_TIMEOUT ? 504 : 502, e->msg);
+}
+
+/* Sends the request as soon as its adapter is there. */
+static void ask(struct attempt *a, const char *as)
+{
+    const struct push_adapter *adapter = a->proxy->plan.adapter;
+    struct err e = {0};
+    int rc = adapter ? push_take(a->backend, adapter, &a->push, &as, &e) : 1;
+    if (rc > 0)
+        send(a, as);
+    else if (rc < 0)
+        push_failed(a, &e);
+}
+
+static void on_pushed(struct waiter *w, const struct err *failed)
+{
+    struct attempt *a = CONTAINER_OF(w, struct attempt, push.waiter);
+    if (failed)
+        push_failed(a, failed);
+    else
+        ask(a, NULL);
+}
+
+static void start_attempt(struct proxy *p, struct attempt *a, struct backend *b, const char *as)
+{
+    *a = (struct attempt){.proxy = p, .backend = b, .push.waiter.wake = on_pushed};
+    backend_ref(b);
+    p->tried[p->n_tried++] = b;
+    backend_begin(b, p->tokens, clock_ms());
+    ask(a, as);
+}
+
 static enum backend_answer pick(struct proxy *p, struct backend **b, const char **as,
                                 struct buf *why)
 {
@@ -421,6 +483,7 @@ static enum backend_answer pick(struct proxy *p, struct backend **b, const char 
         .n_only = p->plan.n_only,
         .tried = p->tried,
         .n_tried = p->n_tried,
+        .adapter = p->plan.adapter,
         .balance = p->balance,
     };
     return backends_pick(p->all, &q, b, as, why);
@@ -586,7 +649,8 @@ void proxy_closed(struct exchange *x)
 void proxy_tick(struct exchange *x)
 {
     struct proxy *p = x->proxy;
-    if (!p || !p->waits || !p->plan.deadline_ms || clock_ms() < p->plan.deadline_ms)
+    bool waits = p && (p->waits || waiter_waits(&p->attempts[0].push.waiter));
+    if (!waits || !p->plan.deadline_ms || clock_ms() < p->plan.deadline_ms)
         return;
     struct err e = {0};
     err_set(&e, ERR_TIMEOUT, "no backend of '%.128s' was free before the deadline", p->plan.model);
@@ -609,8 +673,7 @@ static bool is_local(const struct job *j)
 {
     const struct served *m = j->req.model ? served_find(j->server, j->req.model) : NULL;
     bool here = m && (m->named || m->state == SERVED_LOADING || served_is_loaded(m));
-    return !j->req.model || j->named_adapter || here ||
-           (m && !backends_know(j->server->backends, m->name));
+    return !j->req.model || here || (m && !backends_know(j->server->backends, m->name));
 }
 
 enum job_step proxy_stage(struct job *j)
@@ -625,6 +688,8 @@ enum job_step proxy_stage(struct job *j)
     bool local = lists_local(only) && is_local(j);
     if (local || !model || (!backends_know(s->backends, model) && lists_local(only)))
         return JOB_GO;
+    if (job_push_adapter(j))
+        return JOB_FAILED;
     struct proxy_plan plan = {
         .path = paths[j->endpoint],
         .model = model,
@@ -632,6 +697,7 @@ enum job_step proxy_stage(struct job *j)
         .n_only = only ? (size_t)only->n : 0,
         .body = job_body(j),
         .messages = j->req.persona ? j->req.messages : NULL,
+        .adapter = j->pushed,
         .max_tokens = j->req.gen.max_tokens,
         .deadline_ms = j->deadline_ms,
     };

@@ -26,9 +26,10 @@ struct proxy_plan {
     const char *const *only; /* names of backends in question, n_only 0: all that serve it */
     size_t n_only;
     struct str body;
-    json_t *messages;    /* put in the place of the body's (a persona was applied); NULL: not */
-    int64_t max_tokens;  /* 0: unknown */
-    int64_t deadline_ms; /* 0: none */
+    json_t *messages; /* put in the place of the body's (a persona was applied); NULL: not */
+    const struct push_adapter *adapter; /* that it runs under, NULL: none */
+    int64_t max_tokens;                 /* 0: unknown */
+    int64_t deadline_ms;                /* 0: none */
 };
 
 /* Begins: x is answered from now on, or its job gets job_fail. Or the HTTP status, *code and e, and

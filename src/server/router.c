@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "base/mem.h"
+#include "gateway/adapter_push.h"
 #include "server/job.h"
 #include "server/terms.h"
 
@@ -356,6 +357,8 @@ void router_explanation(const struct job *j, struct buf *out)
         buf_addf(out, "model=%s; ", j->model->name);
     else if (j->backend[0] && j->req.model)
         buf_addf(out, "model=%s; ", j->req.model);
+    if (j->pushed)
+        buf_addf(out, "adapter=%s@%d; ", j->pushed->name, j->pushed->version);
     if (j->lease.n) {
         buf_adds(out, "adapter=");
         adapters_describe(&j->lease, out);

@@ -42,6 +42,7 @@ def main():
         "tool calls": [VENV / "bin/python", HERE / "tool_calls.py"],
         "backends": [VENV / "bin/python", HERE / "backends.py"],
         "managed programs": [VENV / "bin/python", HERE / "managed.py"],
+        "adapters on backends": [VENV / "bin/python", HERE / "pushed.py"],
         "nginx on either side": [sys.executable, HERE / "nginx.py"],
         "security": [sys.executable, HERE / "security.py"],
         "response cache": [VENV / "bin/python", HERE / "response_cache.py"],

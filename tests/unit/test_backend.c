@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/yaml_tree.h"
+#include "gateway/adapter_push.h"
 #include "gateway/backend.h"
 #include "gateway/event_pass.h"
 
@@ -81,6 +82,9 @@ static void test_config_refuses(void **state)
         {"backends: [{name: a, url: 'http://a', models: [{as: x}]}]\n", "backends[0].models[0]"},
         {"backends: [{name: a, url: 'http://a', command: ls}]\n", "backends[0].command"},
         {"backends: [{name: a, url: 'http://a'}, {name: a, url: 'http://b'}]\n", "backends[1]"},
+        {"backends: [{name: a, url: 'http://a', adapter_root: here}]\n",
+         "backends[0].adapter_root"},
+        {"backends: [{name: a, url: 'http://a', max_adapters: 0}]\n", "backends[0].max_adapters"},
         {"balance: {policy: best}\n", "balance.policy"},
         {"balance: {load_factor: 1}\n", "balance.load_factor"},
     };
@@ -92,6 +96,30 @@ static void test_config_refuses(void **state)
         assert_string_equal(e.param, bad[i].where);
         assert_int_equal(c.n, 0);
     }
+}
+
+/* ---- adapters ---- */
+
+static void test_pushed_names(void **state)
+{
+    static const uint8_t digest[32] = {0x01, 0xab, 0, 0, 0, 0xff, 0x77};
+    static const char *const others[] = {
+        "",
+        "support",
+        "support@1",
+        "support@1-01ab000000f",
+        "support@1-01ab000000ff0",
+        "support@x-01ab000000ff",
+        "support@-01ab000000ff",
+        "support@1-01AB000000FF",
+    };
+    char name[PUSH_NAME_BYTES];
+    push_name(name, "team/support", 12, digest);
+    assert_string_equal(name, "team/support@12-01ab000000ff");
+    assert_true(push_is_name(name));
+    for (size_t i = 0; i < ARRAY_LEN(others); i++)
+        if (push_is_name(others[i]))
+            fail_msg("taken: %s", others[i]);
 }
 
 /* ---- breaker ---- */
@@ -266,9 +294,13 @@ static void test_events_refuse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_config),        cmocka_unit_test(test_config_refuses),
-        cmocka_unit_test(test_breaker),       cmocka_unit_test(test_limits_and_models),
-        cmocka_unit_test(test_retry_budget),  cmocka_unit_test(test_events_pass_whole),
+        cmocka_unit_test(test_config),
+        cmocka_unit_test(test_config_refuses),
+        cmocka_unit_test(test_pushed_names),
+        cmocka_unit_test(test_breaker),
+        cmocka_unit_test(test_limits_and_models),
+        cmocka_unit_test(test_retry_budget),
+        cmocka_unit_test(test_events_pass_whole),
         cmocka_unit_test(test_events_refuse),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
