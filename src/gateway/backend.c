@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "gateway/adapter_push.h"
 #include "gateway/managed.h"
+#include "gateway/scrape.h"
 
 enum {
     RETRY_RESERVE = 10, /* retries that are there without requests before */
@@ -70,6 +71,7 @@ void backend_unref(struct backend *b)
     free_models(b->found, b->n_found);
     buf_release(&b->probe_body);
     push_free(b);
+    scrape_free(b);
     managed_free(b);
     free(b);
 }

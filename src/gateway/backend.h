@@ -41,8 +41,8 @@ struct backend_config {
     double weight;
     int max_requests; /* at once */
     int64_t connect_ms, first_byte_ms, idle_ms;
-    int64_t probe_ms, probe_timeout_ms;
-    int fail_after; /* failures in a row that eject */
+    int64_t probe_ms, probe_timeout_ms, scrape_ms; /* scrape_ms 0: never */
+    int fail_after;                                /* failures in a row that eject */
     int64_t eject_ms, eject_max_ms, slow_start_ms;
 
     /* managed: a program that we start and stop; argv NULL: somebody else does */
@@ -101,6 +101,7 @@ extern const char *const backend_outcomes[];
 
 struct adapter_copy;
 struct backend_process;
+struct backend_scrape;
 
 struct backend {
     struct backend_config config;
@@ -138,6 +139,7 @@ struct backend {
     int probe_status;
     int64_t listed_ms;
     struct backend_process *process;
+    struct backend_scrape *scrape; /* scrape.c */
 };
 
 /* Takes over the configuration, leaving *c empty. refs is 1. */

@@ -190,7 +190,7 @@ static int read_numbers(struct backend_config *c, struct config_map *p, struct e
         {"probe_timeout", &c->probe_timeout_ms}, {"eject", &c->eject_ms},
         {"eject_max", &c->eject_max_ms},         {"slow_start", &c->slow_start_ms},
         {"start_timeout", &c->start_ms},         {"stop_timeout", &c->stop_ms},
-        {"idle_stop", &c->idle_stop_ms},
+        {"idle_stop", &c->idle_stop_ms},         {"scrape", &c->scrape_ms},
     };
     for (size_t i = 0; i < ARRAY_LEN(times) && !rc; i++)
         rc = read_ms(config_at(p, times[i].key), p->at, times[i].ms, e);
@@ -216,6 +216,7 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
                                         "idle_timeout",
                                         "probe",
                                         "probe_timeout",
+                                        "scrape",
                                         "fail_after",
                                         "eject",
                                         "eject_max",
@@ -235,6 +236,7 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
         .idle_ms = 60000,
         .probe_ms = 5000,
         .probe_timeout_ms = 2000,
+        .scrape_ms = 15000,
         .fail_after = 3,
         .eject_ms = 1000,
         .eject_max_ms = 30000,
@@ -363,8 +365,9 @@ bool backend_config_same(const struct backend_config *a, const struct backend_co
     return a->weight == b->weight && a->max_requests == b->max_requests &&
            a->connect_ms == b->connect_ms && a->first_byte_ms == b->first_byte_ms &&
            a->idle_ms == b->idle_ms && a->probe_ms == b->probe_ms &&
-           a->probe_timeout_ms == b->probe_timeout_ms && a->fail_after == b->fail_after &&
-           a->eject_ms == b->eject_ms && a->eject_max_ms == b->eject_max_ms &&
-           a->slow_start_ms == b->slow_start_ms && a->start_ms == b->start_ms &&
-           a->stop_ms == b->stop_ms && a->idle_stop_ms == b->idle_stop_ms;
+           a->probe_timeout_ms == b->probe_timeout_ms && a->scrape_ms == b->scrape_ms &&
+           a->fail_after == b->fail_after && a->eject_ms == b->eject_ms &&
+           a->eject_max_ms == b->eject_max_ms && a->slow_start_ms == b->slow_start_ms &&
+           a->start_ms == b->start_ms && a->stop_ms == b->stop_ms &&
+           a->idle_stop_ms == b->idle_stop_ms;
 }

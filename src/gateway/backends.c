@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "gateway/managed.h"
+#include "gateway/scrape.h"
 
 enum {
     LIST_EVERY_MS = 60000, /* a backend's models are asked for again */
@@ -191,6 +192,8 @@ static void look(void *arg)
     for (size_t i = 0; i < all->n; i++) {
         struct backend *b = all->list[i];
         next = sooner(managed_look(b, now), next);
+        if (!all->closing)
+            next = sooner(scrape_look(b, now), next);
         if (!wants_probes(b) || b->probe || all->closing)
             continue;
         if (b->probe_at_ms <= now)
@@ -335,6 +338,7 @@ static void presume_models(const struct backends *all, struct backend *b)
 static void retire(struct backends *all, struct backend *b, int64_t now)
 {
     backends_cancel_probe(b);
+    scrape_cancel(b);
     backend_set_state(b, BACKEND_DRAINING, now);
     if (all->n_leaving < BACKENDS_MAX)
         all->leaving[all->n_leaving++] = b;
@@ -392,8 +396,10 @@ void backends_close(struct backends *all, void (*closed)(void *arg), void *arg)
     all->closing = true;
     all->closed = closed;
     all->closed_arg = arg;
-    for (size_t i = 0; i < all->n; i++)
+    for (size_t i = 0; i < all->n; i++) {
         backends_cancel_probe(all->list[i]);
+        scrape_cancel(all->list[i]);
+    }
     backends_poke(all);
 }
 

@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "gateway/backends.h"
 #include "gateway/managed.h"
+#include "gateway/scrape.h"
 
 static const struct backend_model *models_of(const struct backend *b, size_t *n)
 {
@@ -25,6 +26,37 @@ void backends_each_model(const struct backends *all,
                 fn(arg, m[k].name, all->list[i]);
         }
     }
+}
+
+/* What engines say of themselves: in JSON, and in Prometheus' text format. */
+static const struct told {
+    const char *key, *name, *type, *help;
+} told[SCRAPE_VALUES] = {
+    [SCRAPE_RUNNING] = {"running", "terrace_backend_engine_requests_running", "gauge",
+                        "Requests in its batch, as it says."},
+    [SCRAPE_WAITING] = {"waiting", "terrace_backend_engine_requests_waiting", "gauge",
+                        "Requests in its queue, as it says."},
+    [SCRAPE_KV_USAGE] = {"kv_cache_usage", "terrace_backend_engine_kv_cache_usage_ratio", "gauge",
+                         "Use of its KV cache, 0 to 1, as it says."},
+    [SCRAPE_PROMPT_TOKENS] = {"prompt_tokens", "terrace_backend_engine_prompt_tokens_total",
+                              "counter", "Tokens of prompts, whoever asked it."},
+    [SCRAPE_GENERATION_TOKENS] = {"generation_tokens",
+                                  "terrace_backend_engine_generation_tokens_total", "counter",
+                                  "Tokens generated, whoever asked it."},
+    [SCRAPE_PREFIX_QUERIES] = {"prefix_cache_queries",
+                               "terrace_backend_engine_prefix_cache_queries_total", "counter",
+                               "Tokens that it looked up in its prefix cache."},
+    [SCRAPE_PREFIX_HITS] = {"prefix_cache_hits", "terrace_backend_engine_prefix_cache_hits_total",
+                            "counter", "Tokens that it found there."},
+};
+
+static void write_scrape(struct jw *w, const struct scrape *s)
+{
+    jw_obj(w);
+    for (int i = 0; i < SCRAPE_VALUES; i++)
+        if (s->has[i])
+            jw_knum(w, told[i].key, s->v[i]);
+    jw_obj_end(w);
 }
 
 /* What there is to tell of a program of ours. */
@@ -61,6 +93,11 @@ static void write_backend(struct jw *w, const struct backend *b, bool urls)
     for (size_t k = 0; k < n; k++)
         jw_str(w, m[k].name);
     jw_arr_end(w);
+    const struct scrape *s = scrape_latest(b, clock_ms());
+    if (s) {
+        jw_key(w, "engine");
+        write_scrape(w, s);
+    }
     if (b->config.kind == BACKEND_VLLM) {
         jw_key(w, "adapters");
         push_write(b, w);
@@ -174,6 +211,16 @@ static bool takes_adapters(const struct backend *b)
     return b->config.kind == BACKEND_VLLM;
 }
 
+static double scrape_failures_of(const struct backend *b)
+{
+    return (double)scrape_failures(b);
+}
+
+static bool is_scraped(const struct backend *b)
+{
+    return b->scrape != NULL;
+}
+
 static bool is_managed(const struct backend *b)
 {
     return b->config.argv != NULL;
@@ -207,6 +254,8 @@ static const struct row {
      n_pushes_of, takes_adapters},
     {"terrace_backend_adapter_load_failures_total", "counter", "Of them failed.",
      n_push_failures_of, takes_adapters},
+    {"terrace_backend_scrape_failures_total", "counter",
+     "Times that it did not say how its engine is.", scrape_failures_of, is_scraped},
 };
 
 static void write_row(const struct backends *all, const struct row *r, struct buf *out)
@@ -223,12 +272,30 @@ static void write_row(const struct backends *all, const struct row *r, struct bu
     }
 }
 
+static void write_engines(const struct backends *all, int64_t now, struct buf *out)
+{
+    for (int v = 0; v < SCRAPE_VALUES; v++) {
+        bool begun = false;
+        for (size_t i = 0; i < all->n; i++) {
+            const struct scrape *s = scrape_latest(all->list[i], now);
+            if (!s || !s->has[v])
+                continue;
+            if (!begun)
+                head(out, told[v].name, told[v].type, told[v].help);
+            begun = true;
+            buf_addf(out, "%s{backend=\"%s\"} %.15g\n", told[v].name, all->list[i]->config.name,
+                     s->v[v]);
+        }
+    }
+}
+
 void backends_metrics(const struct backends *all, struct buf *out)
 {
     if (!all->n)
         return;
     for (size_t i = 0; i < ARRAY_LEN(rows); i++)
         write_row(all, &rows[i], out);
+    write_engines(all, clock_ms(), out);
     head(out, "terrace_backend_outcomes_total", "counter", "Requests by how they ended.");
     for (size_t i = 0; i < all->n; i++)
         for (int o = 0; o < OUTCOMES; o++)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -61,6 +62,13 @@ def of_gpu(g):
 def say(g, **more):
     ask = {"model": "small", "messages": CHAT, "max_tokens": 2, **more}
     return client(g).chat.completions.create(**ask).choices[0].message.content
+
+
+def check_format(text):
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    said = [line for line in done.stdout.decode().splitlines() if "terrace_" in line]
+    assert not said, said
 
 
 def test_killed_service_leaves_nothing():
@@ -123,6 +131,30 @@ def test_health_without_anybody():
         assert any("/nowhere/vllm cannot be started: No such file" in line for line in g.log)
     with gateway([backend("gone", f"http://127.0.0.1:{port}", models=["m"])]) as g:
         wait_for(lambda: health(g)["status"] == "unhealthy")
+
+
+def test_metrics_of_the_engine():
+    port = free_port()
+    with gateway([managed(port, scrape="100ms")]) as g:
+        wait_healthy(g)
+        running = 'terrace_backend_engine_requests_running{backend="gpu"}'
+        wait_for(lambda: running in g.metrics())
+        m = g.metrics()
+        assert m[running] == 1
+        assert m['terrace_backend_engine_kv_cache_usage_ratio{backend="gpu"}'] == 0.25
+        assert m['terrace_backend_engine_prefix_cache_hits_total{backend="gpu"}'] == 20
+        assert of_gpu(g)["engine"] == {
+            "running": 1, "waiting": 2, "kv_cache_usage": 0.25, "prompt_tokens": 30,
+            "generation_tokens": 40, "prefix_cache_queries": 50, "prefix_cache_hits": 20}
+        with urllib.request.urlopen(g.url + "/metrics", timeout=60) as reply:
+            check_format(reply.read())
+        page = f"http://127.0.0.1:{port}/page"
+        urllib.request.urlopen(page, b"<html>busy</html>", timeout=60).close()
+        wait_for(lambda: running not in g.metrics())  # no numbers are better than old ones
+        assert "engine" not in of_gpu(g)
+        assert g.metrics()['terrace_backend_scrape_failures_total{backend="gpu"}'] >= 1
+        urllib.request.urlopen(page, b"vllm:num_requests_running 7\n", timeout=60).close()
+        wait_for(lambda: g.metrics().get(running) == 7)
 
 
 def test_another_command_under_load():

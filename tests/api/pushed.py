@@ -38,7 +38,7 @@ def post(g, path, body, method="POST"):
 
 
 def register(g, name, path, **more):
-    status, said = post(g, "/v1/adapters", {"name": name, "path": str(path), "base_model": "small",
+    status, said = post(g, "/v1/adapters", {"base_model": "small", "name": name, "path": str(path),
                                             **more})
     assert status in (200, 201), said
     return said

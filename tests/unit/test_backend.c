@@ -13,6 +13,7 @@
 #include "gateway/adapter_push.h"
 #include "gateway/backend.h"
 #include "gateway/event_pass.h"
+#include "gateway/scrape.h"
 
 /* ---- configuration ---- */
 
@@ -120,6 +121,54 @@ static void test_pushed_names(void **state)
     for (size_t i = 0; i < ARRAY_LEN(others); i++)
         if (push_is_name(others[i]))
             fail_msg("taken: %s", others[i]);
+}
+
+/* ---- metrics of engines ---- */
+
+static bool parse(struct scrape *out, const char *text)
+{
+    return scrape_parse(out, str_of(text));
+}
+
+/* Lines as vLLM 0.32 and llama-server b6000 write them. */
+static void test_scrape(void **state)
+{
+    struct scrape s;
+    assert_true(parse(&s, "# HELP vllm:num_requests_running Number of requests ...\n"
+                          "# TYPE vllm:num_requests_running gauge\n"
+                          "vllm:num_requests_running{engine=\"0\",model_name=\"a}\\\"b\"} 2.0\n"
+                          "vllm:num_requests_running{engine=\"1\",model_name=\"a\"} 1.0\r\n"
+                          "vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\n"
+                          "vllm:kv_cache_usage_perc{engine=\"1\"} 7.5e-1 1700000000000\n"
+                          "vllm:gpu_cache_usage_perc{engine=\"0\"} 0.9\n"
+                          "vllm:generation_tokens_total{engine=\"0\"} 1.25e+06\n"
+                          "python_info{version=\"3\"} 1.0\n"
+                          "process_start_time_seconds NaN\n\n"
+                          "vllm:request_success_created{le=\"+Inf\"} +Inf"));
+    assert_true(s.has[SCRAPE_RUNNING] && s.v[SCRAPE_RUNNING] == 3);
+    assert_true(s.v[SCRAPE_KV_USAGE] == 0.75); /* the fullest, by the newer name */
+    assert_true(s.v[SCRAPE_GENERATION_TOKENS] == 1.25e6);
+    assert_false(s.has[SCRAPE_WAITING] || s.has[SCRAPE_PREFIX_HITS]);
+    assert_true(parse(&s, "llamacpp:requests_processing 4\nllamacpp:requests_deferred\t5\n"
+                          "llamacpp:tokens_predicted_total 6"));
+    assert_true(s.v[SCRAPE_RUNNING] == 4 && s.v[SCRAPE_WAITING] == 5);
+    assert_true(s.v[SCRAPE_GENERATION_TOKENS] == 6);
+    assert_true(parse(&s, ""));
+    assert_false(s.has[SCRAPE_RUNNING]);
+    static const char *const bad[] = {
+        "<html>",
+        "{\"error\": 1}",
+        "vllm:num_requests_running",
+        "vllm:num_requests_running 1x",
+        "vllm:num_requests_running -1",
+        "vllm:num_requests_running NaN",
+        "a{b=\"c\" 1",
+        "a{b=\"c} 1",
+        "ok 1\nnot ok\n",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++)
+        if (parse(&s, bad[i]))
+            fail_msg("taken: %s", bad[i]);
 }
 
 /* ---- breaker ---- */
@@ -294,13 +343,10 @@ static void test_events_refuse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_config),
-        cmocka_unit_test(test_config_refuses),
-        cmocka_unit_test(test_pushed_names),
-        cmocka_unit_test(test_breaker),
-        cmocka_unit_test(test_limits_and_models),
-        cmocka_unit_test(test_retry_budget),
-        cmocka_unit_test(test_events_pass_whole),
+        cmocka_unit_test(test_config),        cmocka_unit_test(test_config_refuses),
+        cmocka_unit_test(test_pushed_names),  cmocka_unit_test(test_scrape),
+        cmocka_unit_test(test_breaker),       cmocka_unit_test(test_limits_and_models),
+        cmocka_unit_test(test_retry_budget),  cmocka_unit_test(test_events_pass_whole),
         cmocka_unit_test(test_events_refuse),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
