@@ -70,10 +70,11 @@ struct openai_call {
     const char *arguments; /* JSON text */
 };
 
-/* One choice or one piece of it. A chunk holds text or calls, or both. */
+/* One choice or one piece of it. A chunk holds text, reasoning or calls. */
 struct openai_choice {
     int index;
     struct str text;
+    struct str reasoning;            /* chat only: `reasoning_content`, n 0: none */
     const struct openai_call *calls; /* chat only */
     size_t n_calls;
     const struct openai_logprobs *logprobs; /* NULL: not asked */

@@ -112,14 +112,46 @@ static int read_num(struct chat_request *r, const struct openai_param *p, const 
     return openai_bad(e, p->name, what, v);
 }
 
-static int read_refused(struct chat_request *r, const struct openai_param *p, const json_t *v)
+static bool is_accepted(const struct openai_param *p, const json_t *v)
 {
     json_t *accept = jr_parse(p->accept, strlen(p->accept), NULL);
     bool harmless = false;
     for (size_t i = 0; i < json_array_size(accept); i++)
         harmless = harmless || json_equal(json_array_get(accept, i), v);
     json_decref(accept);
-    if (harmless)
+    return harmless;
+}
+
+static bool asks_nothing(const struct openai_param *p, const json_t *v)
+{
+    switch (p->type) {
+    case PARAM_INT:
+    case PARAM_NUM:
+        return json_is_number(v) && json_number_value(v) == p->def;
+    case PARAM_BOOL:
+        return json_is_boolean(v) && json_is_true(v) == (p->def != 0);
+    case PARAM_CUSTOM:
+        return json_is_false(v) || (json_is_array(v) && json_array_size(v) == 0) ||
+               (json_is_object(v) && json_object_size(v) == 0);
+    case PARAM_REFUSED:
+        return is_accepted(p, v);
+    case PARAM_IGNORED:
+        return true;
+    }
+    BUG("parameter %s has the type %d", p->name, p->type);
+}
+
+bool openai_asks_nothing(enum openai_endpoint endpoint, const char *name, const json_t *v)
+{
+    for (size_t i = 0; i < openai_n_params; i++)
+        if ((openai_params[i].endpoints & endpoint) && strcmp(openai_params[i].name, name) == 0)
+            return json_is_null(v) || asks_nothing(&openai_params[i], v);
+    return json_is_null(v);
+}
+
+static int read_refused(struct chat_request *r, const struct openai_param *p, const json_t *v)
+{
+    if (is_accepted(p, v))
         return 0;
     return openai_refuse(
         r, p->name, "'%s' is not supported by this server with this value: leave it out", p->name);

@@ -46,5 +46,8 @@ int openai_bad(struct err *e, const char *name, const char *what, const json_t *
 int openai_refuse(struct chat_request *r, const char *param, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* The field holds its default, or a value that changes nothing in the answer. */
+bool openai_asks_nothing(enum openai_endpoint endpoint, const char *name, const json_t *v);
+
 /* Reads a whole number (5.0 counts) in lo..hi; false on anything else. */
 bool openai_int(const json_t *v, int64_t lo, int64_t hi, int64_t *out);

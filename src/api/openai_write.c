@@ -225,6 +225,8 @@ static void write_message(struct jw *w, const struct openai_choice *c)
         jw_knull(w, "content");
     else
         jw_kstrn(w, "content", c->text.p, c->text.n);
+    if (c->reasoning.n)
+        jw_kstrn(w, "reasoning_content", c->reasoning.p, c->reasoning.n);
     jw_knull(w, "refusal");
     if (c->n_calls)
         write_calls(w, c, false);
@@ -310,8 +312,10 @@ static void write_delta(struct jw *w, const struct openai_head *h, const struct 
     if (h->endpoint == OPENAI_CHAT) {
         jw_key(w, "delta");
         jw_obj(w);
-        if (!final && (c->text.n || !c->n_calls))
+        if (!final && (c->text.n || (!c->n_calls && !c->reasoning.n)))
             jw_kstrn(w, "content", c->text.p, c->text.n);
+        if (c->reasoning.n)
+            jw_kstrn(w, "reasoning_content", c->reasoning.p, c->reasoning.n);
         if (c->n_calls)
             write_calls(w, c, true);
         jw_obj_end(w);
