@@ -16,11 +16,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "api/upstream.h"
 #include "base/buf.h"
 #include "base/err.h"
 #include "gateway/balance.h"
 
-enum backend_kind { BACKEND_OPENAI, BACKEND_VLLM, BACKEND_OLLAMA, BACKEND_LLAMA_SERVER };
+/* How it is probed. */
+enum backend_kind {
+    BACKEND_OPENAI,
+    BACKEND_VLLM,
+    BACKEND_OLLAMA,
+    BACKEND_LLAMA_SERVER,
+    BACKEND_ANTHROPIC,
+};
 extern const char *const backend_kinds[]; /* ends with NULL */
 
 enum { BACKENDS_MAX = 256, BACKEND_MODELS_MAX = 256, BACKEND_ARGS_MAX = 256 };
@@ -34,7 +42,8 @@ struct backend_model {
 struct backend_config {
     char *name, *url; /* url without a '/' at the end and without /v1 */
     enum backend_kind kind;
-    char *key; /* NULL: none; from key, key_env or key_file */
+    enum upstream_api api; /* that requests are asked in */
+    char *key;             /* NULL: none; from key, key_env or key_file */
     char *ca_file;
     struct backend_model *models; /* none: those that it names itself */
     size_t n_models;

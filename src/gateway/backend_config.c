@@ -11,7 +11,7 @@
 
 enum { KEY_MAX_BYTES = 4096 };
 
-const char *const backend_kinds[] = {"openai", "vllm", "ollama", "llama-server", NULL};
+const char *const backend_kinds[] = {"openai", "vllm", "ollama", "llama-server", "anthropic", NULL};
 
 static int read_choice(const json_t *v, const char *where, const char *const *names, int *out,
                        struct err *e)
@@ -85,6 +85,18 @@ static int read_key(struct backend_config *c, struct config_map *p, struct err *
 }
 
 /* ---- fields ---- */
+
+/* Without a word of it, the one that servers of this kind are known for. */
+static int read_api(struct backend_config *c, struct config_map *p, struct err *e)
+{
+    const char *names[UPSTREAM_APIS + 1] = {NULL};
+    int api = c->kind == BACKEND_ANTHROPIC ? UPSTREAM_ANTHROPIC : UPSTREAM_OPENAI;
+    for (int i = 0; i < UPSTREAM_APIS; i++)
+        names[i] = upstream_wires[i].name;
+    int rc = read_choice(config_at(p, "api"), p->at, names, &api, e);
+    c->api = (enum upstream_api)api;
+    return rc;
+}
 
 /* Paths begin with /v1 here, so a base that ends with it is as good as one that does not. */
 static int read_url(struct backend_config *c, struct config_map *p, struct err *e)
@@ -204,6 +216,7 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
 {
     static const char *const known[] = {"name",
                                         "kind",
+                                        "api",
                                         "url",
                                         "models",
                                         "key_env",
@@ -255,6 +268,8 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
     if (!rc)
         rc = read_choice(config_at(&p, "kind"), p.at, backend_kinds, &kind, e);
     c->kind = (enum backend_kind)kind;
+    if (!rc)
+        rc = read_api(c, &p, e);
     if (!rc)
         rc = read_url(c, &p, e);
     if (!rc)
@@ -351,7 +366,7 @@ static bool same_text(const char *a, const char *b)
 bool backend_config_same(const struct backend_config *a, const struct backend_config *b)
 {
     if (!same_text(a->name, b->name) || !same_text(a->url, b->url) || a->kind != b->kind ||
-        !same_text(a->key, b->key) || !same_text(a->ca_file, b->ca_file) ||
+        a->api != b->api || !same_text(a->key, b->key) || !same_text(a->ca_file, b->ca_file) ||
         !same_text(a->adapter_root, b->adapter_root) || a->max_adapters != b->max_adapters ||
         a->n_models != b->n_models || !a->argv != !b->argv)
         return false;

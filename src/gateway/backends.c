@@ -110,25 +110,37 @@ static void probe_end(struct http_call *call, const struct err *e)
 
 static void start_probe(struct backend *b)
 {
-    static const char *const paths[] = {
-        [BACKEND_OPENAI] = "/v1/models",
-        [BACKEND_VLLM] = "/health",
-        [BACKEND_OLLAMA] = "/api/version",
-        [BACKEND_LLAMA_SERVER] = "/health",
+    static const struct {
+        const char *path;
+        bool lists; /* the models, too */
+        enum upstream_api api;
+    } probes[] = {
+        [BACKEND_OPENAI] = {"/v1/models", true, UPSTREAM_OPENAI},
+        [BACKEND_VLLM] = {"/health", false, UPSTREAM_OPENAI},
+        [BACKEND_OLLAMA] = {"/api/version", false, UPSTREAM_OLLAMA},
+        [BACKEND_LLAMA_SERVER] = {"/health", false, UPSTREAM_OPENAI},
+        [BACKEND_ANTHROPIC] = {"/v1/models?limit=1000", true, UPSTREAM_ANTHROPIC},
     };
     const struct backend_config *c = &b->config;
+    const struct upstream_wire *wire = &upstream_wires[probes[c->kind].api];
     bool due = !b->listed_ms || clock_ms() - b->listed_ms > LIST_EVERY_MS;
-    b->probe_lists = c->kind == BACKEND_OPENAI ||
-                     (!c->n_models && b->failed_probes == 0 && due && b->n_probes > 0);
+    bool always = probes[c->kind].lists;
+    b->probe_lists = always || (!c->n_models && b->failed_probes == 0 && due && b->n_probes > 0);
     char *url = NULL, *auth = NULL;
     struct buf text = {0};
-    buf_addf(&text, "%s%s", c->url, b->probe_lists ? "/v1/models" : paths[c->kind]);
+    buf_addf(&text, "%s%s", c->url,
+             b->probe_lists && !always ? "/v1/models" : probes[c->kind].path);
     url = buf_take(&text);
     if (c->key) {
-        buf_addf(&text, "Authorization: Bearer %s", c->key);
+        buf_addf(&text, "%s%s", wire->key, c->key);
         auth = buf_take(&text);
     }
-    const char *headers[] = {auth, NULL};
+    const char *headers[3] = {0};
+    int n = 0;
+    if (wire->header)
+        headers[n++] = wire->header;
+    if (auth)
+        headers[n++] = auth;
     buf_clear(&b->probe_body);
     b->probe_status = 0;
     backend_ref(b);

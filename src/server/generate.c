@@ -277,12 +277,17 @@ static void make_choices(struct job *j)
     }
 }
 
+void job_make_id(enum openai_endpoint endpoint, char *id, size_t room)
+{
+    uint64_t n[2];
+    rng_secret(n, sizeof n);
+    snprintf(id, room, "%s-%016" PRIx64 "%08x", endpoint == OPENAI_CHAT ? "chatcmpl" : "cmpl", n[0],
+             (unsigned)n[1]);
+}
+
 static void make_head(struct job *j)
 {
-    uint64_t id[2];
-    rng_secret(id, sizeof id);
-    snprintf(j->id, sizeof j->id, "%s-%016" PRIx64 "%08x",
-             j->endpoint == OPENAI_CHAT ? "chatcmpl" : "cmpl", id[0], (unsigned)id[1]);
+    job_make_id(j->endpoint, j->id, sizeof j->id);
     j->head = (struct openai_head){
         .endpoint = j->endpoint,
         .id = j->id,

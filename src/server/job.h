@@ -100,6 +100,7 @@ struct job {
 enum job_step job_refuse(struct job *j, int status, const char *code); /* JOB_FAILED; err is set */
 struct str
 job_body(const struct job *j); /* as the client sent it; until the prompt stage is over */
+void job_make_id(enum openai_endpoint endpoint, char *id, size_t room); /* of an answer */
 void job_fail(struct job *j, int status, const char *code, const struct err *e);
 void job_fill_request(const struct choice *c, struct engine_request *out, struct logit_bias *bias);
 struct logit_bias *job_biases(struct job *j); /* room for what job_fill_request fills in */

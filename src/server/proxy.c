@@ -10,12 +10,12 @@
 #include "base/mem.h"
 #include "gateway/event_pass.h"
 #include "http/link.h"
+#include "server/proxy_body.h"
 #include "server/router.h"
 
 enum {
     REPLY_MAX_BYTES = 64 << 20,
     UNKNOWN_TOKENS = 256, /* of an answer, for the load of a backend */
-    PREFIX_BYTES = 1024,  /* of a prompt without messages */
 };
 
 /* One backend at work on the request. */
@@ -25,10 +25,12 @@ struct attempt {
     struct push_use push;    /* the adapter there, which may have to be loaded first */
     bool pushed_again;       /* the backend had forgotten it */
     struct http_call *call;
-    struct buf body; /* the request with edits; empty: the client's bytes */
+    struct buf body; /* as the backend wants it; empty: the client's bytes */
     int status;
     char type[96], retry_after[16];
     bool streams;
+    struct upstream *translation; /* of its answer; NULL: it speaks the client's dialect */
+    struct buf translated;
     struct event_pass events;
     struct buf reply;
 };
@@ -36,8 +38,9 @@ struct attempt {
 struct proxy {
     struct exchange *x;
     struct backends *all;
-    struct proxy_plan plan;                       /* strings are in the exchange's arena */
-    struct str model_at, persona_at, messages_at; /* values in the body, p NULL: absent */
+    struct proxy_plan plan; /* strings are in the exchange's arena */
+    struct proxy_body body;
+    struct openai_head head; /* of a translated answer; id NULL: there was none yet */
     struct balance_request balance;
     int64_t tokens, start_ms;
     struct attempt attempts[2]; /* the second one is the hedge */
@@ -53,6 +56,7 @@ struct proxy {
     const char *code;
     char retry_after[16];
     struct err err;
+    struct err unsaid; /* what a backend's dialect had no words for; code 0: nothing */
 };
 
 static void try_next(struct proxy *p);
@@ -69,6 +73,8 @@ static void attempt_release(struct attempt *a, enum backend_outcome o, const cha
         http_call_cancel(a->call);
     push_release(&a->push);
     event_pass_release(&a->events);
+    upstream_free(a->translation);
+    buf_release(&a->translated);
     buf_release(&a->body);
     buf_release(&a->reply);
     *a = (struct attempt){.proxy = p};
@@ -213,9 +219,14 @@ static void stream_over(struct attempt *a, const struct err *e)
         attempt_failed(a, OUTCOME_FAILED, status, e ? e->msg : "its stream ended without [DONE]");
         return;
     }
-    int64_t completion = a->events.completion_tokens;
+    int64_t prompt = a->events.prompt_tokens, completion = a->events.completion_tokens;
+    if (a->translation) { /* knows it whether the client asked or not */
+        struct openai_usage u = upstream_usage(a->translation);
+        prompt = u.prompt_tokens;
+        completion = u.completion_tokens;
+    }
     http_end(p->x->http);
-    finish(a, a->events.prompt_tokens, completion ? completion : (int64_t)a->events.n_data);
+    finish(a, prompt, completion ? completion : (int64_t)a->events.n_data);
 }
 
 static void pass_events(struct attempt *a, const char *data, size_t n)
@@ -223,6 +234,16 @@ static void pass_events(struct attempt *a, const char *data, size_t n)
     struct proxy *p = a->proxy;
     struct http_req *http = p->x->http;
     struct str whole;
+    struct err e = {0};
+    buf_clear(&a->translated);
+    if (a->translation && upstream_take(a->translation, data, n, &a->translated, &e)) {
+        attempt_failed(a, OUTCOME_FAILED, 502, e.msg);
+        return;
+    }
+    if (a->translation) {
+        data = buf_str(&a->translated);
+        n = a->translated.len;
+    }
     if (!event_pass_add(&a->events, data, n, &whole)) {
         attempt_failed(a, OUTCOME_FAILED, 502, "its event stream is garbled");
         return;
@@ -244,7 +265,7 @@ static void pass_events(struct attempt *a, const char *data, size_t n)
         stream_over(a, NULL);
 }
 
-static void ask(struct attempt *a, const char *as);
+static void ask(struct attempt *a);
 
 /* A vLLM that was restarted knows the model no more, and says so: once more, with a new copy. */
 static bool was_forgotten(struct attempt *a)
@@ -258,14 +279,26 @@ static void push_again(struct attempt *a)
     a->pushed_again = true;
     a->status = 0;
     buf_clear(&a->reply);
-    buf_clear(&a->body);
-    ask(a, NULL);
+    ask(a);
+}
+
+/* false: this is not what the backend's dialect looks like, or it reports an error (in e). */
+static bool translate_reply(struct attempt *a, struct str *body, struct err *e)
+{
+    if (!a->translation)
+        return true;
+    bool fine = a->status == 200
+                    ? upstream_answer(a->translation, *body, &a->translated, e) == 0
+                    : upstream_error(a->backend->config.api, a->status, *body, &a->translated);
+    *body = (struct str){buf_str(&a->translated), a->translated.len};
+    return fine;
 }
 
 static void reply_over(struct attempt *a)
 {
     struct proxy *p = a->proxy;
     struct str body = {buf_str(&a->reply), a->reply.len};
+    struct err e = {0};
     char why[64];
     int64_t prompt = 0, completion = 0;
     if (was_forgotten(a)) {
@@ -283,9 +316,9 @@ static void reply_over(struct attempt *a)
         return;
     }
     if (a->status < 200 || (a->status >= 300 && a->status < 400) ||
-        !json_scan(body, NULL, NULL, 0)) {
+        !translate_reply(a, &body, &e) || !json_scan(body, NULL, NULL, 0)) {
         snprintf(why, sizeof why, "its answer (status %d) is not JSON", a->status);
-        attempt_failed(a, OUTCOME_FAILED, 502, why);
+        attempt_failed(a, OUTCOME_FAILED, 502, e.code ? e.msg : why);
         return;
     }
     win(a);
@@ -308,7 +341,8 @@ static void on_head(struct http_call *call, const struct http_head *head)
     a->status = head->status;
     copy_value(head, "content-type", a->type, sizeof a->type);
     copy_value(head, "retry-after", a->retry_after, sizeof a->retry_after);
-    a->streams = a->status == 200 && str_starts(str_of(a->type), "text/event-stream");
+    const char *stream = upstream_wires[a->backend->config.api].stream;
+    a->streams = a->status == 200 && str_starts(str_of(a->type), stream);
 }
 
 static void on_data(struct http_call *call, const char *data, size_t n)
@@ -343,76 +377,37 @@ static void on_end(struct http_call *call, const struct err *e)
 
 /* ---- the request ---- */
 
-static void add_quoted(struct buf *b, const char *text)
+/* What the answer is called, whichever backend gives it. */
+static void make_head(struct proxy *p)
 {
-    struct jw w;
-    jw_init(&w, b);
-    jw_str(&w, text);
-    jw_done(&w);
-}
-
-struct edit {
-    struct str at; /* in the body */
-    const char *text;
-};
-
-/* The client's bytes with some values replaced; edits may come in any order. */
-static void apply_edits(struct buf *out, struct str body, struct edit *edits, size_t n)
-{
-    const char *from = body.p, *end = body.p + body.n;
-    for (size_t done = 0; done < n; done++) {
-        struct edit *next = NULL;
-        for (size_t i = 0; i < n; i++)
-            if (edits[i].at.p && edits[i].at.p >= from && (!next || edits[i].at.p < next->at.p))
-                next = &edits[i];
-        if (!next)
-            break;
-        buf_add(out, from, (size_t)(next->at.p - from));
-        buf_adds(out, next->text);
-        from = next->at.p + next->at.n;
-    }
-    buf_add(out, from, (size_t)(end - from));
-}
-
-/* The model under the name that the backend knows, and a persona's messages in their place. */
-static void make_body(struct proxy *p, const char *as, struct buf *out)
-{
-    struct str given;
-    bool same = json_scan_string(p->model_at, &given) && str_eqs(given, as);
-    if (same && !p->plan.messages)
+    char id[48];
+    if (p->head.id)
         return;
-    struct buf model = {0};
-    char *messages = p->plan.messages ? json_dumps(p->plan.messages, JSON_COMPACT) : NULL;
-    struct str open = {memchr(p->plan.body.p, '{', p->plan.body.n), 1};
-    bool absent = !p->model_at.p;
-    if (absent)
-        buf_adds(&model, "{\"model\":");
-    add_quoted(&model, as);
-    if (absent)
-        buf_addc(&model, ',');
-    struct edit edits[] = {
-        {absent ? open : p->model_at, buf_str(&model)},
-        {messages ? p->messages_at : (struct str){NULL, 0}, messages},
-        {messages ? p->persona_at : (struct str){NULL, 0}, "null"},
+    job_make_id(p->plan.endpoint, id, sizeof id);
+    p->head = (struct openai_head){
+        .endpoint = p->plan.endpoint,
+        .id = arena_strdup(&p->x->http->arena, str_of(id)),
+        .model = p->plan.model,
+        .created = clock_unix_s(),
     };
-    apply_edits(out, p->plan.body, edits, ARRAY_LEN(edits));
-    buf_release(&model);
-    free(messages);
 }
 
-static void send(struct attempt *a, const char *as)
+static void send(struct attempt *a)
 {
     struct proxy *p = a->proxy;
     struct exchange *x = p->x;
     const struct backend_config *c = &a->backend->config;
+    const struct upstream_wire *wire = &upstream_wires[c->api];
+    const char *path = p->plan.endpoint == OPENAI_CHAT ? wire->chat : wire->completion;
     struct arena *arena = &x->http->arena;
     struct str id = http_header(x->http, "x-request-id");
-    make_body(p, as, &a->body);
-    const char *headers[5], *url = arena_printf(arena, "%s%s", c->url, p->plan.path);
+    const char *headers[6], *url = arena_printf(arena, "%s%s", c->url, path);
     int n = 0;
     headers[n++] = "Content-Type: application/json";
+    if (wire->header)
+        headers[n++] = wire->header;
     if (c->key)
-        headers[n++] = arena_printf(arena, "Authorization: Bearer %s", c->key);
+        headers[n++] = arena_printf(arena, "%s%s", wire->key, c->key);
     if (id.n && id.n <= 128)
         headers[n++] = arena_printf(arena, "X-Request-Id: %.*s", (int)id.n, id.p);
     headers[n] = NULL;
@@ -444,14 +439,26 @@ static void push_failed(struct attempt *a, const struct err *e)
     attempt_failed(a, o, e->code == ERR_TIMEOUT ? 504 : 502, e->msg);
 }
 
-/* Sends the request as soon as its adapter is there. */
-static void ask(struct attempt *a, const char *as)
+/* The request for this backend, which knows its model as `as`. */
+static int write_body(struct proxy *p, const struct backend *b, const char *as, struct buf *out,
+                      struct err *e)
+{
+    const struct upstream_request q = proxy_body_for(&p->body, b->config.api, as);
+    buf_clear(out);
+    return proxy_body_write(&p->body, &q, out, e);
+}
+
+/* Sends the request as soon as its adapter is there, under whose name it then goes. */
+static void ask(struct attempt *a)
 {
     const struct push_adapter *adapter = a->proxy->plan.adapter;
     struct err e = {0};
+    const char *as;
     int rc = adapter ? push_take(a->backend, adapter, &a->push, &as, &e) : 1;
+    if (rc > 0 && adapter && write_body(a->proxy, a->backend, as, &a->body, &e))
+        rc = e.code;
     if (rc > 0)
-        send(a, as);
+        send(a);
     else if (rc < 0)
         push_failed(a, &e);
 }
@@ -462,16 +469,31 @@ static void on_pushed(struct waiter *w, const struct err *failed)
     if (failed)
         push_failed(a, failed);
     else
-        ask(a, NULL);
+        ask(a);
 }
 
-static void start_attempt(struct proxy *p, struct attempt *a, struct backend *b, const char *as)
+/* Asks a backend; p may be gone on return. ERR_*: its dialect cannot say what the client wants, and
+ * it was not asked. */
+static int start_attempt(struct proxy *p, struct attempt *a, struct backend *b, const char *as,
+                         struct err *e)
 {
-    *a = (struct attempt){.proxy = p, .backend = b, .push.waiter.wake = on_pushed};
+    struct buf body = {0};
     backend_ref(b);
     p->tried[p->n_tried++] = b;
+    int rc = write_body(p, b, as, &body, e);
+    if (rc) {
+        buf_release(&body);
+        return rc;
+    }
+    *a = (struct attempt){.proxy = p, .backend = b, .body = body, .push.waiter.wake = on_pushed};
+    if (b->config.api != UPSTREAM_OPENAI) {
+        const struct upstream_request q = proxy_body_for(&p->body, b->config.api, as);
+        make_head(p);
+        a->translation = upstream_new(&q, &p->head);
+    }
     backend_begin(b, p->tokens, clock_ms());
-    ask(a, as);
+    ask(a);
+    return 0;
 }
 
 static enum backend_answer pick(struct proxy *p, struct backend **b, const char **as,
@@ -502,14 +524,26 @@ static void wait_for_backend(struct proxy *p)
     waiters_add(&p->all->ready, &p->waiter);
 }
 
-static void try_next(struct proxy *p)
+/* Asks the next backend whose dialect has words for the request. */
+static enum backend_answer ask_next(struct proxy *p, struct buf *why)
 {
     struct backend *b;
     const char *as;
+    while (p->n_tried < BACKENDS_MAX_TRIES) {
+        struct err e = {0};
+        enum backend_answer found = pick(p, &b, &as, why);
+        if (found != BACKENDS_HERE || start_attempt(p, &p->attempts[0], b, as, &e) == 0)
+            return found;
+        p->unsaid = e;
+    }
+    return BACKENDS_NONE;
+}
+
+static void try_next(struct proxy *p)
+{
     struct buf why = {0};
-    switch (pick(p, &b, &as, &why)) {
+    switch (ask_next(p, &why)) {
     case BACKENDS_HERE:
-        start_attempt(p, &p->attempts[0], b, as);
         break;
     case BACKENDS_WAIT:
         wait_for_backend(p);
@@ -517,6 +551,8 @@ static void try_next(struct proxy *p)
     case BACKENDS_NONE:
         if (p->status) { /* there was a try, and its reason says more */
             fail_last(p);
+        } else if (p->unsaid.code) {
+            fail(p, openai_status(p->unsaid.code), NULL, &p->unsaid);
         } else {
             struct err e = {0};
             err_set(&e, ERR_BUSY, "no backend can serve '%.128s' now: %.250s", p->plan.model,
@@ -543,40 +579,13 @@ static void on_hedge(void *arg)
     struct backend *b;
     const char *as;
     struct buf why = {0};
+    struct err e = {0};
+    struct backends *all = p->all;
     bool alone = p->attempts[0].backend && !p->attempts[1].backend && !p->winner;
     if (alone && p->n_tried < BACKENDS_MAX_TRIES && pick(p, &b, &as, &why) == BACKENDS_HERE &&
-        retry_budget_take(&p->all->retries)) {
-        p->all->n_hedges++;
-        start_attempt(p, &p->attempts[1], b, as);
-    }
+        retry_budget_take(&p->all->retries) && !start_attempt(p, &p->attempts[1], b, as, &e))
+        all->n_hedges++;
     buf_release(&why);
-}
-
-/* What a chat begins with: the first message, or the first part of the prompt. */
-static void find_prefix(struct proxy *p, struct str prompt)
-{
-    struct str first = prompt;
-    if (p->messages_at.p && !json_scan_first(p->messages_at, &first))
-        return;
-    if (p->persona_at.p && p->plan.messages)
-        first = p->persona_at;
-    if (!first.p)
-        return;
-    size_t n = p->messages_at.p || first.n < PREFIX_BYTES ? first.n : PREFIX_BYTES;
-    p->balance = (struct balance_request){true, XXH3_64bits(first.p, n)};
-}
-
-static bool read_body(struct proxy *p)
-{
-    static const char *const keys[] = {"model", "persona", "messages", "prompt"};
-    struct str v[4];
-    if (!json_scan(p->plan.body, keys, v, 4))
-        return false;
-    p->model_at = v[0];
-    p->persona_at = v[1];
-    p->messages_at = v[2];
-    find_prefix(p, v[3]);
-    return true;
 }
 
 static void on_drain(struct http_req *r)
@@ -592,13 +601,16 @@ static void begin(struct proxy *p)
     struct err e = {0};
     p->all->n_requests++;
     retry_budget_request(&p->all->retries);
-    if (!read_body(p)) {
+    if (!proxy_body_read(&p->body)) {
         err_set(&e, ERR_INVALID,
                 "a request for a remote model must be one JSON object, its field "
                 "names written without escapes");
         fail(p, 400, NULL, &e);
         return;
     }
+    struct str prefix = proxy_body_prefix(&p->body);
+    if (prefix.p)
+        p->balance = (struct balance_request){true, XXH3_64bits(prefix.p, prefix.n)};
     if (c->hedge_ms && p->plan.max_tokens && p->plan.max_tokens <= c->hedge_tokens) {
         p->hedge = http_timer_new(p->x->server->loop, on_hedge, p);
         http_timer_start(p->hedge, c->hedge_ms, 0);
@@ -614,6 +626,12 @@ int proxy_start(struct exchange *x, const struct proxy_plan *plan, const char **
     p->all = x->server->backends;
     p->plan = *plan;
     p->plan.model = arena_strdup(arena, str_of(plan->model));
+    p->body = (struct proxy_body){
+        .endpoint = plan->endpoint,
+        .bytes = plan->body,
+        .tree = plan->tree,
+        .messages = plan->messages,
+    };
     p->waiter.wake = on_ready;
     p->start_ms = clock_ms();
     p->attempts[0].proxy = p->attempts[1].proxy = p;
@@ -655,55 +673,4 @@ void proxy_tick(struct exchange *x)
     struct err e = {0};
     err_set(&e, ERR_TIMEOUT, "no backend of '%.128s' was free before the deadline", p->plan.model);
     fail(p, 504, "backend_timeout", &e);
-}
-
-/* ---- the stage ---- */
-
-static bool lists_local(const struct names *only)
-{
-    bool local = !only || only->n == 0;
-    for (int i = 0; i < (only ? only->n : 0); i++)
-        local = local || strcmp(only->at[i], "local") == 0;
-    return local;
-}
-
-/* What was named at the start or is here anyway; what only lies on the disk comes after backends.
- */
-static bool is_local(const struct job *j)
-{
-    const struct served *m = j->req.model ? served_find(j->server, j->req.model) : NULL;
-    bool here = m && (m->named || m->state == SERVED_LOADING || served_is_loaded(m));
-    return !j->req.model || here || (m && !backends_know(j->server->backends, m->name));
-}
-
-enum job_step proxy_stage(struct job *j)
-{
-    static const char *const paths[] = {
-        [OPENAI_CHAT] = "/v1/chat/completions",
-        [OPENAI_COMPLETION] = "/v1/completions",
-    };
-    struct server *s = j->server;
-    const char *model = j->req.model;
-    const struct names *only = router_backends(j);
-    bool local = lists_local(only) && is_local(j);
-    if (local || !model || (!backends_know(s->backends, model) && lists_local(only)))
-        return JOB_GO;
-    if (job_push_adapter(j))
-        return JOB_FAILED;
-    struct proxy_plan plan = {
-        .path = paths[j->endpoint],
-        .model = model,
-        .only = only ? (const char *const *)only->at : NULL,
-        .n_only = only ? (size_t)only->n : 0,
-        .body = job_body(j),
-        .messages = j->req.persona ? j->req.messages : NULL,
-        .adapter = j->pushed,
-        .max_tokens = j->req.gen.max_tokens,
-        .deadline_ms = j->deadline_ms,
-    };
-    enum job_step admitted = job_admit(j);
-    if (admitted)
-        return admitted;
-    int status = proxy_start(j->x, &plan, &j->code, &j->err);
-    return status ? job_refuse(j, status, j->code) : JOB_TAKEN;
 }

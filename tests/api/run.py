@@ -40,6 +40,7 @@ def main():
         "adapters": [VENV / "bin/python", HERE / "adapters.py"],
         "activated adapters": [sys.executable, HERE / "activated.py"],
         "tool calls": [VENV / "bin/python", HERE / "tool_calls.py"],
+        "dialects of backends": [VENV / "bin/python", HERE / "dialects.py"],
         "backends": [VENV / "bin/python", HERE / "backends.py"],
         "managed programs": [VENV / "bin/python", HERE / "managed.py"],
         "adapters on backends": [VENV / "bin/python", HERE / "pushed.py"],

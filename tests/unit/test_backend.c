@@ -64,6 +64,32 @@ static void test_config(void **state)
     gateway_config_release(&c);
 }
 
+static void test_config_api(void **state)
+{
+    static const struct {
+        const char *keys;
+        enum upstream_api api;
+    } cases[] = {
+        {"", UPSTREAM_OPENAI},
+        {", kind: ollama", UPSTREAM_OPENAI},
+        {", kind: ollama, api: ollama", UPSTREAM_OLLAMA},
+        {", kind: anthropic", UPSTREAM_ANTHROPIC},
+        {", kind: anthropic, api: openai", UPSTREAM_OPENAI},
+        {", kind: vllm, api: anthropic", UPSTREAM_ANTHROPIC},
+    };
+    struct gateway_config c[ARRAY_LEN(cases)];
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        char yaml[128];
+        struct err e;
+        snprintf(yaml, sizeof yaml, "backends: [{name: a, url: 'http://a'%s}]\n", cases[i].keys);
+        assert_int_equal(read_config(&c[i], yaml, &e), 0);
+        assert_int_equal(c[i].backends[0].api, cases[i].api);
+    }
+    assert_false(backend_config_same(&c[1].backends[0], &c[2].backends[0]));
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++)
+        gateway_config_release(&c[i]);
+}
+
 static void test_config_refuses(void **state)
 {
     static const struct {
@@ -76,6 +102,8 @@ static void test_config_refuses(void **state)
         {"backends: [{name: a, url: 'ftp://a'}]\n", "backends[0].url"},
         {"backends: [{name: a, url: 'http://key@a'}]\n", "backends[0].url"},
         {"backends: [{name: a, url: 'http://a', kind: tgi}]\n", "backends[0].kind"},
+        {"backends: [{name: a, url: 'http://a', api: grpc}]\n", "backends[0].api"},
+        {"backends: [{name: a, url: 'http://a', api: 7}]\n", "backends[0].api"},
         {"backends: [{name: a, url: 'http://a', wieght: 1}]\n", "backends[0].wieght"},
         {"backends: [{name: a, url: 'http://a', weight: 0}]\n", "backends[0].weight"},
         {"backends: [{name: a, url: 'http://a', key_env: TEST_NOT_SET}]\n", "backends[0].key_env"},
@@ -343,10 +371,15 @@ static void test_events_refuse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_config),        cmocka_unit_test(test_config_refuses),
-        cmocka_unit_test(test_pushed_names),  cmocka_unit_test(test_scrape),
-        cmocka_unit_test(test_breaker),       cmocka_unit_test(test_limits_and_models),
-        cmocka_unit_test(test_retry_budget),  cmocka_unit_test(test_events_pass_whole),
+        cmocka_unit_test(test_config_api),
+        cmocka_unit_test(test_config),
+        cmocka_unit_test(test_config_refuses),
+        cmocka_unit_test(test_pushed_names),
+        cmocka_unit_test(test_scrape),
+        cmocka_unit_test(test_breaker),
+        cmocka_unit_test(test_limits_and_models),
+        cmocka_unit_test(test_retry_budget),
+        cmocka_unit_test(test_events_pass_whole),
         cmocka_unit_test(test_events_refuse),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
