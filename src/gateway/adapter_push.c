@@ -81,6 +81,12 @@ const char *push_obstacle(const struct backend *b, const struct push_adapter *a)
     return c && is_refused(c) ? c->why.msg : NULL;
 }
 
+bool push_has(const struct backend *b, const struct push_adapter *a)
+{
+    const struct adapter_copy *c = find(b, a->as);
+    return c && (c->state == COPY_LOADED || c->state == COPY_LOADING) && c->epoch == epoch_of(b);
+}
+
 /* ---- memory ---- */
 
 static void end_call(struct adapter_copy *c)

@@ -50,6 +50,9 @@ bool push_is_name(const char *name);
 /* May b serve a? NULL, or why not: "takes no adapters". */
 const char *push_obstacle(const struct backend *b, const struct push_adapter *a);
 
+/* Does b have it already, or soon? */
+bool push_has(const struct backend *b, const struct push_adapter *a);
+
 /* One request's hold on a copy; {0} holds nothing. Lives in its owner's struct. */
 struct push_use {
     struct adapter_copy *copy;

@@ -267,6 +267,29 @@ static void explain(const struct backend *b, struct buf *why)
         buf_addf(why, " (%s)", b->why);
 }
 
+/* Keeps of n candidates those that have the adapter, unless each of them has more than its share of
+ * the requests: then another copy is worth its load. */
+static size_t prefer_holders(const struct backends *all, const struct push_adapter *a,
+                             struct balance_candidate *c, struct backend **of, size_t n)
+{
+    int requests = 1; /* this one */
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++)
+        requests += c[i].requests;
+    double most = all->config.load_factor * requests / (double)n;
+    for (size_t i = 0; i < n; i++) {
+        if (!push_has(of[i], a) || c[i].requests >= most)
+            continue;
+        struct balance_candidate holder = c[i];
+        struct backend *b = of[i];
+        c[i] = c[kept];
+        of[i] = of[kept];
+        c[kept] = holder;
+        of[kept++] = b;
+    }
+    return kept ? kept : n;
+}
+
 enum backend_answer backends_pick(struct backends *all, const struct backend_query *q,
                                   struct backend **out, const char **as, struct buf *why)
 {
@@ -298,6 +321,8 @@ enum backend_answer backends_pick(struct backends *all, const struct backend_que
     }
     if (!n)
         return later ? BACKENDS_WAIT : BACKENDS_NONE;
+    if (q->adapter)
+        n = prefer_holders(all, q->adapter, c, of, n);
     *out = of[balance_pick(&all->balance, c, n, &q->balance)];
     *as = backend_serves(*out, q->model);
     return BACKENDS_HERE;
@@ -352,10 +377,11 @@ static void retire(struct backends *all, struct backend *b, int64_t now)
     backends_cancel_probe(b);
     scrape_cancel(b);
     backend_set_state(b, BACKEND_DRAINING, now);
-    if (all->n_leaving < BACKENDS_MAX)
-        all->leaving[all->n_leaving++] = b;
-    else
-        backend_unref(b); /* its requests hold it */
+    if (all->n_leaving == all->cap_leaving) {
+        all->cap_leaving = all->cap_leaving ? 2 * all->cap_leaving : 8;
+        all->leaving = xrealloc(all->leaving, all->cap_leaving * sizeof(struct backend *));
+    }
+    all->leaving[all->n_leaving++] = b;
 }
 
 void backends_apply(struct backends *all, struct gateway_config *c)
@@ -426,6 +452,7 @@ void backends_free(struct backends *all)
     }
     for (size_t i = 0; i < all->n_leaving; i++)
         backend_unref(all->leaving[i]);
+    free(all->leaving);
     http_client_close(all->client);
     http_timer_free(all->timer);
     free(all);

@@ -28,8 +28,8 @@ struct backends {
     struct http_client *client;
     struct backend *list[BACKENDS_MAX];
     size_t n;
-    struct backend *leaving[BACKENDS_MAX]; /* removed by a reload, with requests under way */
-    size_t n_leaving;
+    struct backend **leaving; /* removed by a reload, with requests under way */
+    size_t n_leaving, cap_leaving;
     struct balance_config config;
     struct balance balance;
     struct retry_budget retries;

@@ -242,7 +242,7 @@ static void start(struct backend *b, int64_t now)
     b->n_starts++;
     int rc = spawn(b, p);
     if (rc) {
-        snprintf(b->why, sizeof b->why, "%s cannot be started: %s", b->config.argv[0],
+        snprintf(b->why, sizeof b->why, "the guard of its program cannot be started: %s",
                  uv_strerror(rc));
         log_error("gateway", "backend %s: %s", b->config.name, b->why);
         p->ended_ms = now;

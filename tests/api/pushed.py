@@ -150,6 +150,16 @@ def test_least_recently_used_leave():
         assert answer(g, "a0")[0] == names[0]  # it comes back
 
 
+def test_replicas_that_have_it_come_first():
+    with service(names=("gpu", "other"), config={"balance": {"policy": "round-robin"}}) as g:
+        for i in range(3):
+            register(g, f"a{i}", adapter(g.root / f"a{i}", i))
+        for _ in range(4):
+            for i in range(3):
+                answer(g, f"a{i}")
+        assert sum(len(loads(port)) for port in g.ports.values()) == 3
+
+
 def test_refused():
     with service("--no-lora", names=("gpu", "other")) as g:
         register(g, "support", adapter(g.root / "one", 1))
