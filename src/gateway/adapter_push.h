@@ -61,7 +61,7 @@ struct push_use {
 
 /* 1: b has it, until push_release, and *as is the name to ask for. 0: it is being loaded, and the
  * waiter will be woken: ask again, or it was refused. ERR_*: it cannot be loaded there. Backends
- * that are no vLLM get no copies: they have whatever the body says. */
+ * that are no vLLM get no copies: they have whatever the body says, and *as stays as it is. */
 int push_take(struct backend *b, const struct push_adapter *a, struct push_use *u, const char **as,
               struct err *e);
 void push_release(struct push_use *u);

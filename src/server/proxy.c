@@ -453,9 +453,9 @@ static void ask(struct attempt *a)
 {
     const struct push_adapter *adapter = a->proxy->plan.adapter;
     struct err e = {0};
-    const char *as;
+    const char *as = NULL;
     int rc = adapter ? push_take(a->backend, adapter, &a->push, &as, &e) : 1;
-    if (rc > 0 && adapter && write_body(a->proxy, a->backend, as, &a->body, &e))
+    if (rc > 0 && as && write_body(a->proxy, a->backend, as, &a->body, &e))
         rc = e.code;
     if (rc > 0)
         send(a);

@@ -64,8 +64,9 @@ def service(*options, names=("gpu",), config=None, **more):
     """A gateway with fake vLLM servers as managed backends; g.ports by name, g.root for adapters."""
     ports = {name: free_port() for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        own = [backend(n, f"http://127.0.0.1:{p}", kind="vllm", models=["small"], start_timeout="60s",
-                       command=program(p, "--name", n, *(options if n == names[0] else ())), **more)
+        own = [backend(n, f"http://127.0.0.1:{p}", models=["small"], start_timeout="60s",
+                       command=program(p, "--name", n, *(options if n == names[0] else ())),
+                       **{"kind": "vllm", **more})
                for n, p in ports.items()]
         with gateway(own, "--adapter-root", folder, **(config or {})) as g:
             g.ports, g.root = ports, pathlib.Path(folder)
@@ -197,6 +198,18 @@ def test_what_cannot_be_pushed():
         status, said = post(g, "/v1/adapters", {"name": "p", "path": "a", "base_model": "small",
                                                 "pin": True})
         assert status >= 400 and "pinned" in said["error"]["message"], said
+
+
+def test_another_gateway_has_its_own():
+    """Behind a backend that is no vLLM, what the body says is all that there is."""
+    with service(kind="openai") as g:
+        register(g, "support", adapter(g.root / "one", 1))
+        raw = client(g).chat.completions.with_raw_response.create(
+            model="small", messages=CHAT, max_tokens=2, extra_body={"adapter": "support"})
+        assert raw.parse().choices[0].message.content == "small gpu"
+        status, said = post(g, "/v1/chat/completions", {"model": "support", "messages": CHAT})
+        assert status == 503 and "takes no adapters" in said["error"]["message"], said
+        assert loads(g.ports["gpu"]) == []
 
 
 def test_root_of_another_machine():
