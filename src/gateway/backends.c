@@ -328,6 +328,22 @@ enum backend_answer backends_pick(struct backends *all, const struct backend_que
     return BACKENDS_HERE;
 }
 
+void backends_hash(const struct backends *all, const struct backend_query *q,
+                   struct response_hash *h)
+{
+    for (size_t i = 0; i < all->n; i++) {
+        const struct backend *b = all->list[i];
+        const char *as = backend_serves(b, q->model);
+        if (!as || !wanted(b, q))
+            continue;
+        response_hash_str(h, str_of(b->config.name));
+        response_hash_str(h, str_of(b->config.url));
+        response_hash_u64(h, b->config.api);
+        response_hash_str(h, str_of(as));
+    }
+    response_hash_str(h, STR("")); /* no backend has an empty name */
+}
+
 void backends_end(struct backends *all, struct backend *b, int64_t tokens, enum backend_outcome o,
                   const char *why)
 {

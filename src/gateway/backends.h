@@ -7,6 +7,7 @@
 #include "base/waiter.h"
 #include "gateway/adapter_push.h"
 #include "gateway/backend.h"
+#include "gateway/response_key.h"
 #include "http/client.h"
 
 enum {
@@ -73,6 +74,11 @@ enum backend_answer {
 };
 enum backend_answer backends_pick(struct backends *all, const struct backend_query *q,
                                   struct backend **out, const char **as, struct buf *why);
+
+/* What an answer depends on: which backends may give it, whatever their state, and what the
+ * model is called there. */
+void backends_hash(const struct backends *all, const struct backend_query *q,
+                   struct response_hash *h);
 
 /* A request has ended at b: backend_end, and whatever follows from it. */
 void backends_end(struct backends *all, struct backend *b, int64_t tokens, enum backend_outcome o,

@@ -415,6 +415,12 @@ void response_add(struct response_reader *leader, int choice, const struct engin
     entry_put(e);
 }
 
+void response_spoil(struct response_reader *leader)
+{
+    leader->made->no_keep = true;
+    response_unindex(leader->made);
+}
+
 void response_unlead(struct response_reader *leader)
 {
     struct response_entry *e = leader->made;

@@ -1,6 +1,7 @@
 /* response_cache.h - answers that were given before, and those that are being given right now.
  *
- * An entry is the answer to one key (response_key.h): the engine's events of all its choices.
+ * An entry is the answer to one key (response_key.h): the engine's events of all its choices, or
+ * what a backend sent (server/remote_answer.c).
  * Whoever wants the answer is a reader. The first one leads: it has the engine make the answer and
  * adds each event; all readers, the leader among them, get the events from the record, each at its
  * own pace. Readers that come while the answer is being made follow it (single flight), later ones
@@ -102,6 +103,9 @@ void response_reader_release(struct response_reader *r);     /* closes, frees; a
 /* One event of the run, in the engine's order. A failure ends the entry. */
 void response_add(struct response_reader *leader, int choice, const struct engine_event *ev);
 
+/* What is being made goes on for its readers, and is neither kept nor joined. */
+void response_spoil(struct response_reader *leader);
+
 /* The run is over, or never began. Exactly once after LEAD. */
 void response_unlead(struct response_reader *leader);
 
@@ -116,7 +120,8 @@ struct response_rendered {
     size_t n_body;
     uint32_t *id_at, *time_at; /* RESPONSE_ID_DIGITS hexadecimal, RESPONSE_TIME_DIGITS decimal */
     size_t n_ids, n_times;
-    char *route; /* value of x-terrace-route, "" if none */
+    char *route;   /* value of x-terrace-route, "" if none */
+    char *backend; /* value of x-terrace-backend, the same */
     int prompt_tokens, cached_tokens, completion_tokens;
 };
 

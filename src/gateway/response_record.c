@@ -50,7 +50,8 @@ void response_record_add(struct response_record *r, int choice, const struct eng
         p = (char *)memcpy(p, ev->logprobs, logprobs) + logprobs;
     if (ids)
         p = (char *)memcpy(p, ev->ids, ids) + ids;
-    memcpy(p, ev->text, ev->n_text + 1);
+    memcpy(p, ev->text, ev->n_text); /* whose NUL may be somebody else's byte */
+    p[ev->n_text] = 0;
     if (h.n_stop_text)
         memcpy(p + ev->n_text + 1, ev->stop_text, h.n_stop_text);
     r->bytes.len += n;

@@ -25,6 +25,7 @@ void response_rendered_release(struct response_rendered *v)
     free(v->id_at);
     free(v->time_at);
     free(v->route);
+    free(v->backend);
     *v = (struct response_rendered){0};
 }
 
@@ -49,7 +50,7 @@ void response_rendered_drop(struct response_entry *e)
 static size_t value_bytes(const struct response_rendered *v)
 {
     return sizeof(struct rendered) + OVERHEAD_BYTES + v->n_body + strlen(v->route) +
-           (v->n_ids + v->n_times) * sizeof *v->id_at;
+           strlen(v->backend) + (v->n_ids + v->n_times) * sizeof *v->id_at;
 }
 
 struct response_rendered *response_rendered_find(struct response_cache *c,

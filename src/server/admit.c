@@ -15,25 +15,20 @@ static enum job_step forbidden(struct job *j, const char *field, const char *nam
     return job_refuse(j, 403, "not_allowed");
 }
 
-/* Before the model is loaded, if its name is that of one; job_admit knows for sure. */
+/* Before the model is loaded, if its name is that of one; job_admit knows for sure. Only a backend
+ * knows its models, so their names are as the client gave them. */
 enum job_step job_permit(struct job *j)
 {
     const struct key *k = j->bill && j->bill->key ? &j->bill->key->key : NULL;
     if (!k)
         return JOB_GO;
+    if (j->proxied)
+        return key_allows(k->models, j->req.model) ? JOB_GO : forbidden(j, "model", j->req.model);
     const struct served *m = j->model ? j->model : served_find(j->server, j->req.model);
     if (m && !key_allows(k->models, m->name))
         return forbidden(j, "model", m->name);
     const char *adapter = job_forbidden_adapter(j, k->adapters);
     return adapter ? forbidden(j, "adapter", adapter) : JOB_GO;
-}
-
-/* A backend will answer: only it knows its models, so their names are as the client gave them. */
-static enum job_step permit_remote(struct job *j)
-{
-    const struct key *k = j->bill && j->bill->key ? &j->bill->key->key : NULL;
-    const char *name = j->req.model ? j->req.model : "";
-    return !k || key_allows(k->models, name) ? JOB_GO : forbidden(j, "model", name);
 }
 
 const char *job_tenant(const struct job *j)
@@ -101,7 +96,7 @@ static enum job_step refuse(struct job *j)
 enum job_step job_admit(struct job *j)
 {
     struct bill *b = j->bill;
-    if (j->model ? job_permit(j) : permit_remote(j))
+    if (job_permit(j))
         return JOB_FAILED;
     if (b)
         b->admitted = true;

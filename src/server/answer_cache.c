@@ -9,6 +9,7 @@
  * too, by the bytes of the request and who sent it, so that the next equal request is answered
  * without being parsed. */
 #define _GNU_SOURCE /* memmem */
+#include "gateway/adapter_push.h"
 #include "server/bill.h"
 #include "server/job.h"
 #include "server/router.h"
@@ -76,7 +77,7 @@ static void hash_text(struct response_hash *h, const char *text)
 
 /* Who may share an answer: one tenant, one salt, one namespace. The name of a tenant that is not a
  * key's was cut to a length (terms.c), so what it was cut from counts too. */
-static void hash_tenant(struct response_hash *h, const struct job *j)
+void cache_hash_tenant(struct response_hash *h, const struct job *j)
 {
     hash_text(h, j->tenant);
     if (!key_tenant(j->x->key)) {
@@ -91,6 +92,8 @@ static void hash_tenant(struct response_hash *h, const struct job *j)
 static const char *adapter_names(struct job *j)
 {
     struct buf names = {0};
+    if (j->pushed)
+        buf_addf(&names, "%s\n", j->pushed->name);
     for (int i = 0; i < j->lease.n; i++)
         buf_addf(&names, "%s\n", adapters_name(&j->lease, i));
     const char *copy = arena_strdup(&j->req.arena, (struct str){buf_str(&names), names.len});
@@ -108,14 +111,13 @@ static void hash_adapters(struct response_hash *h, const struct adapter_lease *l
     }
 }
 
-static void fill_terms(struct job *j)
+static struct response_key engine_key(struct job *j)
 {
     struct response_hash *h = &j->server->hash;
     struct logit_bias *bias = job_biases(j);
     const struct gen_params *g = &j->req.gen;
-    const struct cache_wish *w = &j->req.cache;
     response_hash_begin(h);
-    hash_tenant(h, j);
+    cache_hash_tenant(h, j);
     response_hash_u64(h, j->model->serial);
     hash_adapters(h, &j->lease);
     response_hash_u64(h, (uint64_t)g->n);
@@ -126,13 +128,22 @@ static void fill_terms(struct job *j)
         er.n_adapters = 0; /* hashed already */
         response_hash_request(h, &er);
     }
+    return response_hash_end(h);
+}
+
+/* What a backend answers is recorded as one choice (remote_answer.c). Two runs of it differ in ids
+ * and times, so who has seen a part of one cannot go on with another. */
+static void fill_terms(struct job *j)
+{
+    const struct gen_params *g = &j->req.gen;
+    const struct cache_wish *w = &j->req.cache;
     j->cache.terms = (struct response_terms){
-        .key = response_hash_end(h),
+        .key = j->proxied ? remote_key(j) : engine_key(j),
         .tenant = j->tenant,
-        .model = j->model->name,
+        .model = j->proxied ? j->req.model : j->model->name,
         .adapters = adapter_names(j),
-        .n_choices = j->n_choices,
-        .repeatable = g->temperature == 0 || g->has_seed,
+        .n_choices = j->proxied ? 1 : j->n_choices,
+        .repeatable = !j->proxied && (g->temperature == 0 || g->has_seed),
         .fresh = w->no_cache,
         .no_store = w->no_store,
         .ttl_ms = (int64_t)(w->ttl_s * 1e3 + 0.5),
@@ -259,6 +270,8 @@ bool cache_answers(struct exchange *x, enum openai_endpoint endpoint, struct job
     note_usage(x, v);
     if (v->route[0])
         http_add_header(x->http, "x-terrace-route", v->route);
+    if (v->backend[0])
+        http_add_header(x->http, "x-terrace-backend", v->backend);
     http_add_header(x->http, cache_header, "hit");
     if (!v->events) {
         answer(x, 200, "application/json", v->body, v->n_body);
@@ -298,16 +311,29 @@ static bool find_places(const struct job *j, struct response_rendered *v)
     return v->n_ids > 0;
 }
 
-/* Calls have ids of their own, some requests must be looked at again each time, and what a tier
- * takes depends on more than the request. */
-static bool may_render(const struct job *j)
+/* Calls have ids of their own, and a template may tell the time. */
+static bool is_fixed(const struct job *j)
 {
     bool calls = false;
     for (int i = 0; i < j->n_choices; i++)
         calls = calls || j->choices[i].n_calls;
-    return j->cache.hashed && !calls && !j->failed && j->n_open == 0 && j->model &&
-           !j->model->tells_time && !j->cache.terms.max_age_ms && !router_tier(j) &&
-           j->cache.generation == response_generation(j->server->cache);
+    return j->proxied || (!calls && !j->model->tells_time);
+}
+
+static bool has_all(const struct job *j)
+{
+    bool all = true;
+    for (int i = 0; i < j->cache.reader.n_choices; i++)
+        all = all && j->cache.reader.seen[i].over;
+    return all && !j->failed;
+}
+
+/* Some requests must be looked at again each time, and what a tier takes depends on more than the
+ * request. */
+static bool may_render(const struct job *j)
+{
+    return j->cache.hashed && has_all(j) && is_fixed(j) && !j->cache.terms.max_age_ms &&
+           !router_tier(j) && j->cache.generation == response_generation(j->server->cache);
 }
 
 static void replay(struct job *j)
@@ -323,11 +349,12 @@ static void replay(struct job *j)
         struct buf route = {0};
         router_explanation(j, &route);
         v.route = buf_take(&route);
-        struct openai_usage u = job_usage(j);
+        v.backend = xstrdup(j->backend);
+        struct openai_usage u = j->proxied ? j->remote : job_usage(j);
         v.prompt_tokens = u.prompt_tokens;
         v.cached_tokens = u.cached_tokens;
         v.completion_tokens = u.completion_tokens;
-        if (find_places(j, &v))
+        if (j->proxied || find_places(j, &v))
             response_rendered_add(j->server->cache, &j->cache.reader, &j->cache.bytes, &v);
     }
     response_rendered_release(&v);
@@ -336,9 +363,17 @@ static void replay(struct job *j)
 
 /* ---- readers ---- */
 
+static void deliver(struct job *j, int choice, const struct engine_event *ev)
+{
+    if (j->proxied)
+        remote_deliver(j, ev);
+    else
+        job_deliver(&j->choices[choice], ev);
+}
+
 static void take(struct response_reader *r, int choice, const struct engine_event *ev)
 {
-    job_deliver(&job_of(r)->choices[choice], ev);
+    deliver(job_of(r), choice, ev);
 }
 
 static void rerun(struct response_reader *r)
@@ -351,9 +386,13 @@ static void hold(struct response_reader *r, bool on)
     job_hold(job_of(r), on);
 }
 
+/* An engine says later that the run is over, a backend is left at once. */
 static void stop(struct response_reader *r)
 {
-    job_stop(job_of(r));
+    struct job *j = job_of(r);
+    job_stop(j);
+    if (j->n_running == 0)
+        response_unlead(r);
 }
 
 /* The engine keeps the deadline of who leads. */
@@ -374,13 +413,12 @@ static void watch_deadline(struct job *j)
     http_timer_start(j->cache.deadline, left_ms > 0 ? left_ms : 0, 0);
 }
 
-/* Whether the job asks the cache at all. */
-static bool asks(struct job *j)
+bool cache_asks(const struct job *j)
 {
     const struct gen_params *g = &j->req.gen;
-    struct cache_wish *w = &j->req.cache;
-    read_header(j->x->http, w);
-    return (g->temperature == 0 || g->has_seed || w->opt_in) && !(w->no_cache && w->no_store);
+    const struct cache_wish *w = &j->req.cache;
+    return j->server->cache && (g->temperature == 0 || g->has_seed || w->opt_in) &&
+           !(w->no_cache && w->no_store);
 }
 
 enum job_step cache_stage(struct job *j)
@@ -390,7 +428,8 @@ enum job_step cache_stage(struct job *j)
     if (!c)
         return JOB_GO;
     if (!j->cache.asked) { /* else it runs again */
-        if (!asks(j)) {
+        read_header(j->x->http, &j->req.cache);
+        if (!cache_asks(j)) {
             response_bypass(c);
             j->cache.said = "bypass";
             return JOB_GO;
@@ -409,6 +448,8 @@ enum job_step cache_stage(struct job *j)
     enum response_found found = response_open(c, r, &j->cache.terms);
     if (!j->cache.said)
         j->cache.said = j->cache.terms.fresh ? "bypass" : words[found];
+    if (found == RESPONSE_LEAD && j->proxied)
+        job_keep_body(j); /* the run may outlive the client */
     if (found == RESPONSE_NONE || found == RESPONSE_LEAD)
         return JOB_GO;
     if (found == RESPONSE_HIT) {
@@ -422,15 +463,15 @@ enum job_step cache_stage(struct job *j)
 
 /* ---- the rest of a job's life ---- */
 
-void cache_take(struct job *j, const struct choice *c, const struct engine_event *ev)
+void cache_take(struct job *j, int choice, const struct engine_event *ev)
 {
     struct response_reader *r = &j->cache.reader;
     if (!r->made) {
-        job_deliver(&j->choices[c->index], ev);
+        deliver(j, choice, ev);
         return;
     }
     const struct response_entry *made = r->made;
-    response_add(r, c->index, ev);
+    response_add(r, choice, ev);
     if (r->made == made && made && j->n_running == 0) /* else another tier has begun */
         response_unlead(r);
 }

@@ -32,9 +32,19 @@ enum job_step job_refuse(struct job *j, int status, const char *code)
 
 struct str job_body(const struct job *j)
 {
-    if (j->large)
+    if (j->body)
         return (struct str){j->body, j->n_body};
     return j->x ? j->x->http->body : STR("");
+}
+
+void job_keep_body(struct job *j)
+{
+    struct str body = job_body(j);
+    if (j->body)
+        return;
+    j->body = xstrndup(body.p, body.n);
+    j->n_body = body.n;
+    http_drop_body(j->x->http);
 }
 
 /* ---- heavy stages: any thread ---- */
@@ -110,6 +120,8 @@ static void job_reset(struct job *j)
     j->choices = NULL;
     j->prompts = NULL;
     j->n_choices = j->n_prompts = j->n_adapters = 0;
+    j->proxied = false;
+    j->backend[0] = 0;
     served_put(j->model);
     j->model = NULL;
     j->pushed = NULL;
@@ -142,8 +154,7 @@ void job_stop(struct job *j)
     for (int i = 0; i < j->n_choices; i++)
         if (j->choices[i].running)
             engine_cancel(j->model->model.engine, j->choices[i].id);
-    if (j->x)
-        proxy_cancel(j->x);
+    proxy_cancel(j);
 }
 
 void job_hold(struct job *j, bool hold)
@@ -151,13 +162,14 @@ void job_hold(struct job *j, bool hold)
     for (int i = 0; i < j->n_choices; i++)
         if (j->choices[i].running)
             engine_pause(j->model->model.engine, j->choices[i].id, hold);
+    proxy_hold(j, hold);
 }
 
 void job_closed(struct job *j)
 {
-    j->x = NULL;
     waiter_cancel(&j->waiter);
     cache_leave(j);
+    j->x = NULL;
     job_put(j);
 }
 
@@ -196,12 +208,15 @@ void job_tick(struct job *j)
         return;
     }
     router_tick(j);
-    if (j->x)
-        proxy_tick(j->x);
     bool late = clock_ns() - j->start_ns > (int64_t)BEGIN_AFTER_MS * 1000000;
     bool follows = j->cache.reader.entry && !j->cache.reader.made;
-    if (late && j->x && !j->begun && !j->failed && j->req.stream && (j->n_running || follows))
+    if (late && j->x && !j->begun && !j->failed && !j->proxied && j->req.stream &&
+        (j->n_running || follows))
         job_begin_stream(j);
+    if (j->proxy)
+        proxy_tick(j);
+    else
+        job_put(j); /* what it did for others may have ended since the last time */
 }
 
 /* ---- into the engine ---- */
@@ -360,26 +375,31 @@ static enum job_step stage_model(struct job *j)
     return status ? job_refuse(j, status, j->code) : JOB_GO;
 }
 
+enum where { ANYWHERE, HERE, AT_BACKENDS }; /* who will answer */
+
 static const struct stage {
     enum job_step (*run)(struct job *j);
+    enum where where;
     bool heavy; /* any thread may run it; else the server's, with a client that is still there */
 } stages[] = {
-    {stage_parse, true},        /* bytes -> req */
-    {stage_terms, false},       /* for whom, and until when */
-    {router_route, false},      /* on which tier */
-    {job_find_adapter, false},  /* a model that is an adapter's name */
-    {job_permit, false},        /* the key may use them */
-    {proxy_stage, false},       /* another engine has the model */
-    {stage_here, false},        /* none has: we must be able to */
-    {stage_model, false},       /* is there, or gets loaded */
-    {job_take_adapters, false}, /* which they are; their loads begin */
-    {stage_prompt, true},       /* messages -> tokens */
-    {job_permit, false},        /* now that the model is known */
-    {stage_choices, false},     /* what the answer will be made of */
-    {cache_stage, false},       /* perhaps it is there already */
-    {job_get_adapters, false},  /* are there */
-    {job_admit, false},         /* the limits have room for its tokens */
-    {stage_submit, false},
+    {stage_parse, ANYWHERE, true},         /* bytes -> req */
+    {stage_terms, ANYWHERE, false},        /* for whom, and until when */
+    {router_route, ANYWHERE, false},       /* on which tier */
+    {job_find_adapter, ANYWHERE, false},   /* a model that is an adapter's name */
+    {job_permit, ANYWHERE, false},         /* the key may use them */
+    {proxy_stage, ANYWHERE, false},        /* another engine has the model */
+    {stage_here, HERE, false},             /* none has: we must be able to */
+    {stage_model, HERE, false},            /* is there, or gets loaded */
+    {job_take_adapters, HERE, false},      /* which they are; their loads begin */
+    {stage_prompt, HERE, true},            /* messages -> tokens */
+    {job_permit, ANYWHERE, false},         /* now that the model is known */
+    {stage_choices, HERE, false},          /* what the answer will be made of */
+    {remote_hash_body, AT_BACKENDS, true}, /* what it depends on */
+    {cache_stage, ANYWHERE, false},        /* perhaps it is there already */
+    {job_get_adapters, HERE, false},       /* are there */
+    {job_admit, ANYWHERE, false},          /* the limits have room for its tokens */
+    {stage_submit, HERE, false},
+    {proxy_submit, AT_BACKENDS, false},
 };
 
 enum { STAGE_ROUTE = 2 }; /* where another tier begins */
@@ -387,6 +407,11 @@ enum { STAGE_ROUTE = 2 }; /* where another tier begins */
 /* ---- the way through the stages ---- */
 
 static void advance(struct job *j);
+
+static bool concerns(const struct stage *s, const struct job *j)
+{
+    return s->where == ANYWHERE || (s->where == AT_BACKENDS) == j->proxied;
+}
 
 /* The stage has said rc. */
 static void stage_over(struct job *j, enum job_step rc)
@@ -426,6 +451,8 @@ static void run_later(struct job *j)
 /* Runs the stages until one waits, or all are over. */
 static void advance(struct job *j)
 {
+    while (j->stage < (int)ARRAY_LEN(stages) && !concerns(&stages[j->stage], j))
+        j->stage++;
     if (j->stage == (int)ARRAY_LEN(stages))
         return;
     if (j->large && stages[j->stage].heavy) {
@@ -479,14 +506,6 @@ static void woken(struct waiter *w, const struct err *failed)
     stage_over(j, job_refuse(j, openai_status(failed->code), NULL));
 }
 
-static void keep_body(struct job *j, struct str body)
-{
-    j->large = true;
-    j->body = xstrndup(body.p, body.n); /* the request's copy goes when the client does */
-    j->n_body = body.n;
-    http_drop_body(j->x->http);
-}
-
 static void generate(struct exchange *x, enum openai_endpoint endpoint)
 {
     struct server *s = x->server;
@@ -507,8 +526,9 @@ static void generate(struct exchange *x, enum openai_endpoint endpoint)
     s->jobs = j;
     x->job = j;
     j->bill = x->bill;
-    if (x->http->body.n > INLINE_BODY_BYTES)
-        keep_body(j, x->http->body);
+    j->large = x->http->body.n > INLINE_BODY_BYTES;
+    if (j->large)
+        job_keep_body(j);
     advance(j);
 }
 

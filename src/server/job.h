@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/waiter.h"
+#include "gateway/answer_whole.h"
 #include "gateway/response_cache.h"
 #include "model/model.h"
 #include "server/adapters.h"
@@ -49,12 +50,16 @@ struct job {
     int n_prompts;
     struct choice *choices;
     int n_choices;
-    int n_running; /* in the engine */
+    int n_running; /* in the engine; 1: a backend makes the answer */
     int n_open;    /* of which the client has not had the end */
     struct openai_head head;
     char id[48];
     struct job_route *route;
+    bool proxied;               /* backends answer, not this process */
+    struct proxy *proxy;        /* that asks them, NULL: not now */
     char backend[72];           /* that answers, "": this process */
+    bool events;                /* a backend answers, with a stream of events */
+    struct answer_whole whole;  /* what has gone by of its answer */
     struct openai_usage remote; /* tokens of a backend's answer; a prompt of 0 is not known */
     struct bill *bill;          /* of the request, NULL: it has none */
     int64_t retry_ms;           /* failed with 429: when to come again, 0: not known */
@@ -73,6 +78,7 @@ struct job {
         struct response_reader reader; /* of the answer, if it comes through the cache */
         struct response_terms terms;
         struct response_key bytes;   /* of the request as it came */
+        struct response_key body;    /* of a request for backends, without its form */
         bool hashed;                 /* `bytes` is set: the answer may be kept as bytes too, */
         uint64_t generation;         /* if nothing has changed since */
         bool asked;                  /* it may share its answer: reader and terms are set */
@@ -99,7 +105,8 @@ struct job {
 /* generate.c */
 enum job_step job_refuse(struct job *j, int status, const char *code); /* JOB_FAILED; err is set */
 struct str
-job_body(const struct job *j); /* as the client sent it; until the prompt stage is over */
+job_body(const struct job *j);     /* as the client sent it; until the prompt stage is over */
+void job_keep_body(struct job *j); /* until the job is over, whether the client is there or not */
 void job_make_id(enum openai_endpoint endpoint, char *id, size_t room); /* of an answer */
 void job_fail(struct job *j, int status, const char *code, const struct err *e);
 void job_fill_request(const struct choice *c, struct engine_request *out, struct logit_bias *bias);
@@ -137,11 +144,27 @@ void job_begin_stream(struct job *j);
 void job_drain(struct http_req *r); /* http_req.on_drain */
 
 /* answer_cache.c: answers that were given before, or are being given to somebody else */
+bool cache_asks(const struct job *j);                                 /* as far as the body says */
+void cache_hash_tenant(struct response_hash *h, const struct job *j); /* who may share answers */
 enum job_step cache_stage(struct job *j);
 void cache_explain(struct job *j); /* adds the header x-terrace-cache */
 bool cache_answers(struct exchange *x, enum openai_endpoint endpoint, struct job_cache *out);
-void cache_take(struct job *j, const struct choice *c, const struct engine_event *ev);
+void cache_take(struct job *j, int choice, const struct engine_event *ev);
 void cache_pause(struct job *j, bool paused); /* the client is slow, or no longer */
 void cache_leave(struct job *j);              /* the client has the answer, or has left */
 void cache_failed(struct job *j);             /* the job's own run is over without an answer */
 void cache_release(struct job *j);
+
+/* remote_answer.c: the answer of a backend, from the proxy to all who want it. First begin; then
+ * text and end; or refuse. Or fail, at any time. n_running is 0 from end, refuse or
+ * fail on, and after them the job may be gone. */
+#define REMOTE_EVENTS "text/event-stream"
+#define REMOTE_JSON   "application/json"
+enum job_step remote_hash_body(struct job *j); /* stage: for the key in the response cache */
+struct response_key remote_key(struct job *j); /* all of it */
+void remote_begin(struct job *j, const char *type, const char *backend);
+void remote_text(struct job *j, struct str text); /* whole events, or all of the JSON */
+void remote_end(struct job *j, const struct engine_usage *u);
+void remote_refuse(struct job *j, int status, struct str json, const struct engine_usage *u);
+void remote_fail(struct job *j, int status, const char *code, const struct err *e);
+void remote_deliver(struct job *j, const struct engine_event *ev); /* to the job's client */

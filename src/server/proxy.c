@@ -16,6 +16,7 @@
 enum {
     REPLY_MAX_BYTES = 64 << 20,
     UNKNOWN_TOKENS = 256, /* of an answer, for the load of a backend */
+    MAX_REQUEST_ID_BYTES = 128,
 };
 
 /* One backend at work on the request. */
@@ -36,9 +37,9 @@ struct attempt {
 };
 
 struct proxy {
-    struct exchange *x;
+    struct job *job;
     struct backends *all;
-    struct proxy_plan plan; /* strings are in the exchange's arena */
+    const char *request_id; /* the client's, "" if it has none */
     struct proxy_body body;
     struct openai_head head; /* of a translated answer; id NULL: there was none yet */
     struct balance_request balance;
@@ -51,7 +52,8 @@ struct proxy {
     bool waits;
     struct waiter waiter;
     struct http_timer *hedge; /* NULL: none */
-    bool starting;            /* inside of proxy_start: a failure is for its caller */
+    struct http_timer *going; /* NULL: it was never held */
+    bool starting;            /* inside of proxy_submit: a failure is for its caller */
     int status;               /* of the last failure, for the client */
     const char *code;
     char retry_after[16];
@@ -81,15 +83,17 @@ static void attempt_release(struct attempt *a, enum backend_outcome o, const cha
     backends_end(p->all, b, p->tokens, o, why);
 }
 
-/* The exchange goes on without the proxy. */
+/* The job goes on without the proxy. */
 static void proxy_free(struct proxy *p)
 {
     struct backends *all = p->all;
-    p->x->proxy = NULL;
+    p->job->proxy = NULL;
+    p->job->n_running = 0;
     if (p->waits)
         all->n_waiting--;
     waiter_cancel(&p->waiter);
     http_timer_free(p->hedge);
+    http_timer_free(p->going);
     for (int i = 0; i < 2; i++)
         attempt_release(&p->attempts[i], OUTCOME_NEUTRAL, NULL);
     for (size_t i = 0; i < p->n_tried; i++)
@@ -101,7 +105,7 @@ static void proxy_free(struct proxy *p)
 
 static void fail(struct proxy *p, int status, const char *code, const struct err *e)
 {
-    struct exchange *x = p->x;
+    struct job *j = p->job;
     struct err copy = *e;
     if (p->starting) {
         p->status = status;
@@ -109,15 +113,12 @@ static void fail(struct proxy *p, int status, const char *code, const struct err
         p->err = copy;
         return;
     }
-    if (status == 429 && p->retry_after[0] && !x->says_when) {
-        http_add_header(x->http, "Retry-After", p->retry_after);
-        x->says_when = true;
+    if (status == 429 && p->retry_after[0] && j->x && !j->x->says_when) {
+        http_add_header(j->x->http, "Retry-After", p->retry_after);
+        j->x->says_when = true;
     }
     proxy_free(p);
-    if (x->job)
-        job_fail(x->job, status, code, &copy);
-    else
-        answer_error(x, status, code, &copy);
+    remote_fail(j, status, code, &copy);
 }
 
 static void fail_last(struct proxy *p)
@@ -127,7 +128,7 @@ static void fail_last(struct proxy *p)
 
 static bool may_retry(struct proxy *p)
 {
-    bool late = p->plan.deadline_ms && clock_ms() >= p->plan.deadline_ms;
+    bool late = p->job->deadline_ms && clock_ms() >= p->job->deadline_ms;
     if (late || p->retries >= p->all->config.retries || p->n_tried == BACKENDS_MAX_TRIES)
         return false;
     if (!retry_budget_take(&p->all->retries)) {
@@ -167,53 +168,37 @@ static void attempt_failed(struct attempt *a, enum backend_outcome o, int status
 
 /* ---- the answer ---- */
 
-static void add_headers(struct proxy *p, struct attempt *a)
-{
-    struct exchange *x = p->x;
-    http_add_header(x->http, "x-terrace-backend", a->backend->config.name);
-    if (!x->job)
-        return;
-    snprintf(x->job->backend, sizeof x->job->backend, "%s", a->backend->config.name);
-    router_explain(x->job);
-    router_first_token(x->job);
-}
-
 /* This attempt answers; the other one may go. */
-static void win(struct attempt *a)
+static void win(struct attempt *a, const char *type)
 {
     struct proxy *p = a->proxy;
     p->winner = a;
     for (int i = 0; i < 2; i++)
         if (&p->attempts[i] != a)
             attempt_release(&p->attempts[i], OUTCOME_NEUTRAL, NULL);
-    add_headers(p, a);
+    remote_begin(p->job, type, a->backend->config.name);
 }
 
 /* The answer is complete. */
-static void finish(struct attempt *a, int64_t prompt, int64_t completion)
+static struct engine_usage finish(struct attempt *a, int64_t prompt, int64_t completion)
 {
     struct proxy *p = a->proxy;
-    struct job *j = p->x->job;
+    struct engine_usage u = {.prompt_tokens = (int)prompt,
+                             .completion_tokens = (int)completion,
+                             .decode_ms = clock_ms() - p->start_ms};
     a->backend->prompt_tokens += (uint64_t)prompt;
     a->backend->completion_tokens += (uint64_t)completion;
-    if (j) {
-        j->remote = (struct openai_usage){.prompt_tokens = (int)prompt,
-                                          .completion_tokens = (int)completion};
-        struct engine_usage u = {.prompt_tokens = (int)prompt,
-                                 .completion_tokens = (int)completion,
-                                 .decode_ms = (double)(clock_ms() - p->start_ms)};
-        router_answered(j, &u);
-    }
     if (a->call)
         http_call_abandon(a->call);
     a->call = NULL;
     attempt_release(a, OUTCOME_OK, NULL);
     proxy_free(p);
+    return u;
 }
 
 static void stream_over(struct attempt *a, const struct err *e)
 {
-    struct proxy *p = a->proxy;
+    struct job *j = a->proxy->job;
     if (!a->events.done) {
         int status = e && e->code == ERR_TIMEOUT ? 504 : 502;
         attempt_failed(a, OUTCOME_FAILED, status, e ? e->msg : "its stream ended without [DONE]");
@@ -221,18 +206,17 @@ static void stream_over(struct attempt *a, const struct err *e)
     }
     int64_t prompt = a->events.prompt_tokens, completion = a->events.completion_tokens;
     if (a->translation) { /* knows it whether the client asked or not */
-        struct openai_usage u = upstream_usage(a->translation);
-        prompt = u.prompt_tokens;
-        completion = u.completion_tokens;
+        struct openai_usage counted = upstream_usage(a->translation);
+        prompt = counted.prompt_tokens;
+        completion = counted.completion_tokens;
     }
-    http_end(p->x->http);
-    finish(a, prompt, completion ? completion : (int64_t)a->events.n_data);
+    struct engine_usage u = finish(a, prompt, completion ? completion : (int64_t)a->events.n_data);
+    remote_end(j, &u);
 }
 
 static void pass_events(struct attempt *a, const char *data, size_t n)
 {
     struct proxy *p = a->proxy;
-    struct http_req *http = p->x->http;
     struct str whole;
     struct err e = {0};
     buf_clear(&a->translated);
@@ -253,14 +237,9 @@ static void pass_events(struct attempt *a, const char *data, size_t n)
     if (!p->winner) {
         if (!a->events.n_data && !a->events.done)
             return; /* pings: another backend may still be the one */
-        win(a);
-        p->x->status = 200;
-        http_begin_events(http);
-        if (p->x->job)
-            p->x->job->begun = true;
+        win(a, REMOTE_EVENTS);
     }
-    if (!http_write(http, whole.p, whole.n) && !a->events.done)
-        http_call_pause(a->call);
+    remote_text(p->job, whole);
     if (a->events.done) /* clients leave at [DONE], and the backend's last bytes may be late */
         stream_over(a, NULL);
 }
@@ -296,7 +275,7 @@ static bool translate_reply(struct attempt *a, struct str *body, struct err *e)
 
 static void reply_over(struct attempt *a)
 {
-    struct proxy *p = a->proxy;
+    struct job *j = a->proxy->job;
     struct str body = {buf_str(&a->reply), a->reply.len};
     struct err e = {0};
     char why[64];
@@ -321,10 +300,21 @@ static void reply_over(struct attempt *a)
         attempt_failed(a, OUTCOME_FAILED, 502, e.code ? e.msg : why);
         return;
     }
-    win(a);
+    win(a, REMOTE_JSON);
     event_usage(body, &prompt, &completion);
-    answer(p->x, a->status, "application/json", body.p, body.n);
-    finish(a, prompt, completion);
+    if (a->status == 200) {
+        remote_text(j, body);
+        struct engine_usage u = finish(a, prompt, completion);
+        remote_end(j, &u);
+        return;
+    }
+    int status = a->status;
+    struct buf *from = a->translation ? &a->translated : &a->reply;
+    struct buf reply = *from; /* outlives the attempt */
+    *from = (struct buf){0};
+    struct engine_usage u = finish(a, prompt, completion);
+    remote_refuse(j, status, body, &u);
+    buf_release(&reply);
 }
 
 /* ---- callbacks of the call ---- */
@@ -369,7 +359,7 @@ static void on_end(struct http_call *call, const struct err *e)
         reply_over(a);
         return;
     }
-    bool late = a->proxy->plan.deadline_ms && clock_ms() >= a->proxy->plan.deadline_ms;
+    bool late = a->proxy->job->deadline_ms && clock_ms() >= a->proxy->job->deadline_ms;
     enum backend_outcome o = e->code == ERR_IO && !a->status ? OUTCOME_UNREACHABLE : OUTCOME_FAILED;
     /* a deadline of the client's choice is not the backend's fault */
     attempt_failed(a, late ? OUTCOME_NEUTRAL : o, e->code == ERR_TIMEOUT ? 504 : 502, e->msg);
@@ -383,11 +373,11 @@ static void make_head(struct proxy *p)
     char id[48];
     if (p->head.id)
         return;
-    job_make_id(p->plan.endpoint, id, sizeof id);
+    job_make_id(p->job->endpoint, id, sizeof id);
     p->head = (struct openai_head){
-        .endpoint = p->plan.endpoint,
-        .id = arena_strdup(&p->x->http->arena, str_of(id)),
-        .model = p->plan.model,
+        .endpoint = p->job->endpoint,
+        .id = arena_strdup(&p->job->req.arena, str_of(id)),
+        .model = p->job->req.model,
         .created = clock_unix_s(),
     };
 }
@@ -395,12 +385,10 @@ static void make_head(struct proxy *p)
 static void send(struct attempt *a)
 {
     struct proxy *p = a->proxy;
-    struct exchange *x = p->x;
     const struct backend_config *c = &a->backend->config;
     const struct upstream_wire *wire = &upstream_wires[c->api];
-    const char *path = p->plan.endpoint == OPENAI_CHAT ? wire->chat : wire->completion;
-    struct arena *arena = &x->http->arena;
-    struct str id = http_header(x->http, "x-request-id");
+    const char *path = p->job->endpoint == OPENAI_CHAT ? wire->chat : wire->completion;
+    struct arena *arena = &p->job->req.arena;
     const char *headers[6], *url = arena_printf(arena, "%s%s", c->url, path);
     int n = 0;
     headers[n++] = "Content-Type: application/json";
@@ -408,20 +396,20 @@ static void send(struct attempt *a)
         headers[n++] = wire->header;
     if (c->key)
         headers[n++] = arena_printf(arena, "%s%s", wire->key, c->key);
-    if (id.n && id.n <= 128)
-        headers[n++] = arena_printf(arena, "X-Request-Id: %.*s", (int)id.n, id.p);
+    if (p->request_id[0])
+        headers[n++] = arena_printf(arena, "X-Request-Id: %s", p->request_id);
     headers[n] = NULL;
     a->call =
         http_call_start(p->all->client, &(struct http_call_opts){
                                             .url = url,
                                             .headers = headers,
-                                            .body = a->body.len ? a->body.data : p->plan.body.p,
-                                            .n_body = a->body.len ? a->body.len : p->plan.body.n,
+                                            .body = a->body.len ? a->body.data : p->body.bytes.p,
+                                            .n_body = a->body.len ? a->body.len : p->body.bytes.n,
                                             .ca_file = c->ca_file,
                                             .connect_ms = c->connect_ms,
                                             .first_byte_ms = c->first_byte_ms,
                                             .idle_ms = c->idle_ms,
-                                            .deadline_ms = p->plan.deadline_ms,
+                                            .deadline_ms = p->job->deadline_ms,
                                             .arg = a,
                                             .on_head = on_head,
                                             .on_data = on_data,
@@ -451,7 +439,7 @@ static int write_body(struct proxy *p, const struct backend *b, const char *as, 
 /* Sends the request as soon as its adapter is there, under whose name it then goes. */
 static void ask(struct attempt *a)
 {
-    const struct push_adapter *adapter = a->proxy->plan.adapter;
+    const struct push_adapter *adapter = a->proxy->job->pushed;
     struct err e = {0};
     const char *as = NULL;
     int rc = adapter ? push_take(a->backend, adapter, &a->push, &as, &e) : 1;
@@ -499,15 +487,10 @@ static int start_attempt(struct proxy *p, struct attempt *a, struct backend *b, 
 static enum backend_answer pick(struct proxy *p, struct backend **b, const char **as,
                                 struct buf *why)
 {
-    struct backend_query q = {
-        .model = p->plan.model,
-        .only = p->plan.only,
-        .n_only = p->plan.n_only,
-        .tried = p->tried,
-        .n_tried = p->n_tried,
-        .adapter = p->plan.adapter,
-        .balance = p->balance,
-    };
+    struct backend_query q = proxy_query(p->job);
+    q.tried = p->tried;
+    q.n_tried = p->n_tried;
+    q.balance = p->balance;
     return backends_pick(p->all, &q, b, as, why);
 }
 
@@ -515,7 +498,7 @@ static void wait_for_backend(struct proxy *p)
 {
     if (p->all->n_waiting >= BACKENDS_MAX_WAITING) {
         struct err e = {0};
-        err_set(&e, ERR_BUSY, "too many requests wait for backends of '%.128s'", p->plan.model);
+        err_set(&e, ERR_BUSY, "too many requests wait for backends of '%.128s'", p->job->req.model);
         fail(p, 429, "queue_full", &e);
         return;
     }
@@ -555,7 +538,7 @@ static void try_next(struct proxy *p)
             fail(p, openai_status(p->unsaid.code), NULL, &p->unsaid);
         } else {
             struct err e = {0};
-            err_set(&e, ERR_BUSY, "no backend can serve '%.128s' now: %.250s", p->plan.model,
+            err_set(&e, ERR_BUSY, "no backend can serve '%.128s' now: %.250s", p->job->req.model,
                     why.len ? why.data : "none is configured for it");
             fail(p, 503, "no_backend", &e);
         }
@@ -588,16 +571,33 @@ static void on_hedge(void *arg)
     buf_release(&why);
 }
 
-static void on_drain(struct http_req *r)
+static void go_on(void *arg)
 {
-    struct exchange *x = r->user;
-    if (x->proxy && x->proxy->winner && x->proxy->winner->call)
-        http_call_resume(x->proxy->winner->call);
+    struct proxy *p = arg;
+    if (p->winner && p->winner->call)
+        http_call_resume(p->winner->call);
+}
+
+void proxy_hold(struct job *j, bool hold)
+{
+    struct proxy *p = j->proxy;
+    struct attempt *a = p ? p->winner : NULL;
+    if (!a || !a->call || a->events.done)
+        return;
+    if (!p->going)
+        p->going = http_timer_new(j->server->loop, go_on, p);
+    if (hold) {
+        http_timer_stop(p->going);
+        http_call_pause(a->call);
+    } else { /* it may have data at once, and the caller is not ready for events of his own */
+        http_timer_start(p->going, 0, 0);
+    }
 }
 
 static void begin(struct proxy *p)
 {
     const struct balance_config *c = &p->all->config;
+    int64_t max_tokens = p->job->req.gen.max_tokens;
     struct err e = {0};
     p->all->n_requests++;
     retry_budget_request(&p->all->retries);
@@ -611,66 +611,61 @@ static void begin(struct proxy *p)
     struct str prefix = proxy_body_prefix(&p->body);
     if (prefix.p)
         p->balance = (struct balance_request){true, XXH3_64bits(prefix.p, prefix.n)};
-    if (c->hedge_ms && p->plan.max_tokens && p->plan.max_tokens <= c->hedge_tokens) {
-        p->hedge = http_timer_new(p->x->server->loop, on_hedge, p);
+    if (c->hedge_ms && max_tokens && max_tokens <= c->hedge_tokens) {
+        p->hedge = http_timer_new(p->job->server->loop, on_hedge, p);
         http_timer_start(p->hedge, c->hedge_ms, 0);
     }
     try_next(p);
 }
 
-int proxy_start(struct exchange *x, const struct proxy_plan *plan, const char **code, struct err *e)
+enum job_step proxy_submit(struct job *j)
 {
     struct proxy *p = xcalloc(1, sizeof *p);
-    struct arena *arena = &x->http->arena;
-    p->x = x;
-    p->all = x->server->backends;
-    p->plan = *plan;
-    p->plan.model = arena_strdup(arena, str_of(plan->model));
-    p->body = (struct proxy_body){
-        .endpoint = plan->endpoint,
-        .bytes = plan->body,
-        .tree = plan->tree,
-        .messages = plan->messages,
+    int64_t max_tokens = j->req.gen.max_tokens;
+    struct str id = http_header(j->x->http, "x-request-id");
+    *p = (struct proxy){
+        .job = j,
+        .all = j->server->backends,
+        .request_id = arena_strdup(&j->req.arena, id.n <= MAX_REQUEST_ID_BYTES ? id : STR("")),
+        .body = {.endpoint = j->endpoint,
+                 .bytes = job_body(j),
+                 .tree = j->req.root,
+                 .messages = j->req.persona ? j->req.messages : NULL},
+        .tokens = (int64_t)job_body(j).n / 4 + (max_tokens ? max_tokens : UNKNOWN_TOKENS),
+        .start_ms = clock_ms(),
+        .attempts = {{.proxy = p}, {.proxy = p}},
+        .waiter = {.wake = on_ready},
+        .starting = true,
     };
-    p->waiter.wake = on_ready;
-    p->start_ms = clock_ms();
-    p->attempts[0].proxy = p->attempts[1].proxy = p;
-    p->tokens = (int64_t)plan->body.n / 4 + (plan->max_tokens ? plan->max_tokens : UNKNOWN_TOKENS);
-    x->proxy = p;
-    x->http->on_drain = on_drain;
-    p->starting = true;
+    j->proxy = p;
+    j->n_running = 1;
     begin(p);
     p->starting = false;
+    if (!p->status)
+        return JOB_TAKEN;
     int status = p->status;
-    if (!status)
-        return 0;
-    *code = p->code;
-    *e = p->err;
+    const char *code = p->code;
+    j->err = p->err;
     proxy_free(p);
-    return status;
+    return job_refuse(j, status, code);
 }
 
-void proxy_cancel(struct exchange *x)
+void proxy_cancel(struct job *j)
 {
-    if (x->proxy)
-        proxy_free(x->proxy);
+    const struct attempt *a = j->proxy ? j->proxy->winner : NULL;
+    if (a) /* the client left in the middle: what came until then */
+        j->remote = (struct openai_usage){.completion_tokens = (int)a->events.n_data};
+    if (j->proxy)
+        proxy_free(j->proxy);
 }
 
-void proxy_closed(struct exchange *x)
+void proxy_tick(struct job *j)
 {
-    const struct attempt *a = x->proxy ? x->proxy->winner : NULL;
-    if (a && x->job) /* the client left in the middle: what came until then */
-        x->job->remote = (struct openai_usage){.completion_tokens = (int)a->events.n_data};
-    proxy_cancel(x);
-}
-
-void proxy_tick(struct exchange *x)
-{
-    struct proxy *p = x->proxy;
-    bool waits = p && (p->waits || waiter_waits(&p->attempts[0].push.waiter));
-    if (!waits || !p->plan.deadline_ms || clock_ms() < p->plan.deadline_ms)
+    struct proxy *p = j->proxy;
+    bool waits = p->waits || waiter_waits(&p->attempts[0].push.waiter);
+    if (!waits || !j->deadline_ms || clock_ms() < j->deadline_ms)
         return;
     struct err e = {0};
-    err_set(&e, ERR_TIMEOUT, "no backend of '%.128s' was free before the deadline", p->plan.model);
+    err_set(&e, ERR_TIMEOUT, "no backend of '%.128s' was free before the deadline", j->req.model);
     fail(p, 504, "backend_timeout", &e);
 }

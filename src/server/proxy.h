@@ -11,9 +11,9 @@
  *     ^------ failure, 429, 5xx: another backend, within retries, budget and deadline
  *
  * After the first byte a failure ends the stream with an error event. A slow client pauses the
- * backend, a client that leaves cancels it. With hedging a second backend is asked when the first
- * is slow to begin; who begins first answers, the other is cancelled. Messages name the backend,
- * never its URL. The server's thread. */
+ * backend, a client that leaves cancels it, unless others want the same answer (remote_answer.c).
+ * With hedging a second backend is asked when the first is slow to begin; who begins first answers,
+ * the other is cancelled. Messages name the backend, never its URL. The server's thread. */
 #pragma once
 
 #include "gateway/backends.h"
@@ -21,33 +21,19 @@
 
 struct proxy;
 
-/* One request for backends; all of it is copied but the body and its tree, which must stay until x
- * is closed. */
-struct proxy_plan {
-    enum openai_endpoint endpoint;
-    const char *model;       /* as backends and clients know it */
-    const char *const *only; /* names of backends in question, n_only 0: all that serve it */
-    size_t n_only;
-    struct str body;
-    const json_t *tree; /* the body as openai_parse_any took it */
-    json_t *messages;   /* put in the place of the body's (a persona was applied); NULL: not */
-    const struct push_adapter *adapter; /* that it runs under, NULL: none */
-    int64_t max_tokens;                 /* 0: unknown */
-    int64_t deadline_ms;                /* 0: none */
-};
-
-/* Begins: x is answered from now on, or its job gets job_fail. Or the HTTP status, *code and e, and
- * nothing has happened. */
-int proxy_start(struct exchange *x, const struct proxy_plan *plan, const char **code,
-                struct err *e);
-
-void proxy_cancel(struct exchange *x); /* nothing was sent: somebody else will answer */
-void proxy_closed(struct exchange *x); /* x is over, by its end or because the client left */
-void proxy_tick(struct exchange *x);   /* about once a second */
-
-/* proxy_stage.c. The stage between route and model: a model that backends serve and this process
- * does not. */
+/* proxy_stage.c. The stage between route and model: is it a model that backends serve and this
+ * process does not? Then j->proxied is set, and the stages of this process's own engine are left
+ * out. */
 enum job_step proxy_stage(struct job *j);
+struct backend_query proxy_query(const struct job *j); /* the backends in question */
+
+/* The last stage of such a job: asks a backend. Its answer goes to remote_begin and what follows,
+ * or remote_fail; until then j->proxy is set, and n_running is 1. */
+enum job_step proxy_submit(struct job *j);
+
+void proxy_cancel(struct job *j); /* nobody wants the answer; without a proxy nothing happens */
+void proxy_hold(struct job *j, bool hold); /* the clients are slow, or no longer */
+void proxy_tick(struct job *j);            /* about once a second; j may be gone then */
 
 /* proxy_http.c */
 route_fn handle_backends;

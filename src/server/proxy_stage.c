@@ -29,25 +29,22 @@ enum job_step proxy_stage(struct job *j)
         return JOB_GO;
     if (job_push_adapter(j))
         return JOB_FAILED;
-    struct proxy_plan plan = {
-        .endpoint = j->endpoint,
-        .model = model,
-        .only = only ? (const char *const *)only->at : NULL,
-        .n_only = only ? (size_t)only->n : 0,
-        .body = job_body(j),
-        .tree = j->req.root,
-        .messages = j->req.persona ? j->req.messages : NULL,
-        .adapter = j->pushed,
-        .max_tokens = j->req.gen.max_tokens,
-        .deadline_ms = j->deadline_ms,
-    };
-    if (plan.messages && str_starts(str_of(j->req.refused.param), "messages")) {
+    if (j->req.persona && str_starts(str_of(j->req.refused.param), "messages")) {
         j->err = j->req.refused; /* a persona's messages go out in our form, which has no images */
         return job_refuse(j, 400, NULL);
     }
-    enum job_step admitted = job_admit(j);
-    if (admitted)
-        return admitted;
-    int status = proxy_start(j->x, &plan, &j->code, &j->err);
-    return status ? job_refuse(j, status, j->code) : JOB_TAKEN;
+    j->proxied = true;
+    j->x->http->on_drain = job_drain;
+    return JOB_GO;
+}
+
+struct backend_query proxy_query(const struct job *j)
+{
+    const struct names *only = router_backends(j);
+    return (struct backend_query){
+        .model = j->req.model,
+        .only = only ? (const char *const *)only->at : NULL,
+        .n_only = only ? (size_t)only->n : 0,
+        .adapter = j->pushed,
+    };
 }

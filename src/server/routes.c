@@ -197,7 +197,6 @@ static void exchange_closed(struct http_req *r, bool complete)
         metrics_count_request(m, x->method, x->route, x->status);
     log_debug("server", "%.*s %s %d %.1f ms%s", (int)r->method.n, r->method.p, x->route, x->status,
               (double)(clock_ns() - x->start_ns) / 1e6, complete ? "" : ", client gone");
-    proxy_closed(x);
     gate_close(x, complete);
     if (x->job)
         job_closed(x->job);

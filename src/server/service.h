@@ -91,7 +91,6 @@ struct exchange {
     struct server *server;
     struct http_req *http;
     struct job *job;             /* the generation it waits for, or NULL */
-    struct proxy *proxy;         /* the backends that it waits for, or NULL */
     struct persona *persona;     /* the persona whose computation it waits for, or NULL */
     struct served *model;        /* held to the end of the exchange, or NULL */
     struct waiter waiter;        /* for the model to be loaded, or unloaded */

@@ -458,7 +458,7 @@ void job_event(struct engine_user *choice, const struct engine_event *ev)
     observe_tokens(c, ev);
     if (ev->finish)
         run_over(c, ev);
-    cache_take(j, c, ev); /* another tier may have begun: c may be gone */
+    cache_take(j, c->index, ev); /* another tier may have begun: c may be gone */
     if (ev->finish)
         job_settled(j);
 }

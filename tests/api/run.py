@@ -47,7 +47,9 @@ def main():
         "nginx on either side": [sys.executable, HERE / "nginx.py"],
         "security": [sys.executable, HERE / "security.py"],
         "response cache": [VENV / "bin/python", HERE / "response_cache.py"],
+        "answers of backends": [VENV / "bin/python", HERE / "remote_cache.py"],
         "several models": [VENV / "bin/python", HERE / "models.py"],
+        "a full disk": [VENV / "bin/python", HERE / "full_disk.py"],
         "metrics": [sys.executable, HERE / "metrics.py"],
     }
     passed = failed = 0

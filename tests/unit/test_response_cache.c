@@ -7,6 +7,7 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "gateway/answer_whole.h"
 #include "gateway/response_cache.h"
 #include "gateway/response_record.h"
 
@@ -573,8 +574,10 @@ static void test_drop(void **state)
 
 static struct response_rendered rendered(const char *body)
 {
-    return (struct response_rendered){
-        .body = xstrdup(body), .n_body = strlen(body), .route = xstrdup("")};
+    return (struct response_rendered){.body = xstrdup(body),
+                                      .n_body = strlen(body),
+                                      .route = xstrdup(""),
+                                      .backend = xstrdup("")};
 }
 
 static void test_rendered(void **state)
@@ -663,6 +666,42 @@ static void test_key(void **state)
     response_hash_release(&h);
 }
 
+/* Backends say in many ways that an answer is none. */
+static void test_whole(void **state)
+{
+#define STOP "\"finish_reason\":\"stop\""
+    static const struct {
+        const char *text;
+        int n_choices;
+        bool whole;
+    } rows[] = {
+        {"data: {\"choices\":[{" STOP "}]}\n\ndata: [DONE]\n\n", 1, true},
+        {"{\"choices\":[{\"finish_reason\" :\n \"content_filter\"}],\"error\":null}", 1, true},
+        {"data: {\"finish_reason\":null}\n\n: ping\n\ndata:{\"finish_reason\":\"tool_calls\"}\n\n",
+         1, true},
+        {"data: {" STOP ",\"text\":\"error\"}\n\n", 1, true},
+        {"{" STOP ",\"text\":\"\\\"finish_reason\\\":1,\\\"error\\\":1\"}", 1, true},
+        {"data: {" STOP "}\r\n\r\ndata: {" STOP "}\r\n\r\n", 2, true},
+        {"data: {" STOP "}\n\n", 2, false},
+        {"data: {\"finish_reason\":\"abort\"}\n\n", 1, false},
+        {"data: {\"finish_reason\":\"abort\"}\n\ndata: {" STOP "}\n\n", 1, false},
+        {"data: {" STOP "}\n\ndata: {\"error\":{}}\n\n", 1, false},
+        {"data: {\"error\" : \"x\"}\r\n\r\ndata: {" STOP "}\n\n", 1, false},
+        {"{\"choices\":[{\"error\":1," STOP "}]}", 1, false},
+        {"{\"choices\":[{\"text\":\"finish_reason\"}]}", 1, false},
+        {"{\"choices\":[]}", 1, false},
+        {"data: {\"finish_reason\"", 1, false},
+        {"data: {\"finish_reason\":", 1, false},
+        {"", 1, false},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        struct answer_whole w = {0};
+        answer_whole_add(&w, str_of(rows[i].text));
+        if (answer_is_whole(&w, rows[i].n_choices) != rows[i].whole)
+            fail_msg("%s", rows[i].text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -673,7 +712,7 @@ int main(void)
         cmocka_unit_test(test_age),          cmocka_unit_test(test_controls),
         cmocka_unit_test(test_eviction),     cmocka_unit_test(test_too_large),
         cmocka_unit_test(test_drop),         cmocka_unit_test(test_rendered),
-        cmocka_unit_test(test_key),
+        cmocka_unit_test(test_key),          cmocka_unit_test(test_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,221 @@
+/* remote_answer.c - the answer of a backend, from the proxy to all who want it.
+ *
+ * It takes the way of a local one: as events of one choice, through the response cache if the job
+ * asks it, and to the client:
+ *
+ *   proxy -> remote_begin ... remote_end -> cache_take -> record -> remote_deliver -> client
+ *                                                             \-> remote_deliver -> another client
+ *
+ *   begin   text is "TYPE BACKEND"
+ *   text    bytes as the backend sent them: whole events, or all of the document
+ *   end     FINISH_STOP, with the usage
+ *   or, of what is no answer and therefore never kept:
+ *   refuse  FINISH_CANCEL, stop_id is the HTTP status, text the JSON; all who follow get it too
+ *   fail    FINISH_ERROR or FINISH_TIMEOUT, with err; who follows may try again
+ *
+ * So a repeated answer reads byte for byte like the first, ids and times included. */
+#include <stdlib.h>
+
+#include "base/mem.h"
+#include "server/job.h"
+#include "server/proxy.h"
+#include "server/router.h"
+
+/* ---- the key ---- */
+
+/* The body without what says who asks, in which form, or how to use the cache: the key has that
+ * apart, or need not have it. A field that is not known here counts. Messages of a persona are
+ * those that the backend gets. */
+static json_t *canonical_body(const struct job *j)
+{
+    static const char *const left_out[] = {
+        "cache",
+        "cache_salt",
+        "keep_alive",
+        "metadata",
+        "model",
+        "priority",
+        "prompt_cache_key",
+        "request_id",
+        "safety_identifier",
+        "stream",
+        "timeout",
+        "user",
+    };
+    json_t *body = json_copy(j->req.root);
+    for (size_t i = 0; i < ARRAY_LEN(left_out); i++)
+        json_object_del(body, left_out[i]);
+    if (j->req.persona) {
+        json_object_del(body, "persona");
+        json_object_set(body, "messages", j->req.messages);
+    }
+    return body;
+}
+
+enum job_step remote_hash_body(struct job *j)
+{
+    struct response_hash h = {0}; /* the server's is not for other threads */
+    if (!cache_asks(j))
+        return JOB_GO;
+    json_t *body = canonical_body(j);
+    char *text = json_dumps(body, JSON_SORT_KEYS | JSON_COMPACT);
+    BUG_ON(!text); /* it was parsed from text */
+    response_hash_begin(&h);
+    response_hash_str(&h, str_of(text));
+    j->cache.body = response_hash_end(&h);
+    response_hash_release(&h);
+    free(text);
+    json_decref(body);
+    return JOB_GO;
+}
+
+struct response_key remote_key(struct job *j)
+{
+    struct response_hash *h = &j->server->hash;
+    struct backend_query q = proxy_query(j);
+    response_hash_begin(h);
+    response_hash_str(h, STR("backends")); /* no answer of ours begins so */
+    cache_hash_tenant(h, j);
+    response_hash_u64(h, j->endpoint);
+    response_hash_u64(h, j->req.stream);
+    response_hash_str(h, str_of(j->req.model));
+    backends_hash(j->server->backends, &q, h);
+    response_hash_str(h, str_of(j->pushed ? j->pushed->as : "")); /* by its digest */
+    response_hash_bytes(h, j->cache.body.bytes, sizeof j->cache.body.bytes);
+    return response_hash_end(h);
+}
+
+/* ---- from the proxy ---- */
+
+static void pass(struct job *j, const struct engine_event *ev)
+{
+    cache_take(j, 0, ev);
+    if (ev->finish)
+        job_settled(j);
+}
+
+static void pass_text(struct job *j, struct str text)
+{
+    struct engine_event ev = {.text = (char *)text.p, .n_text = text.n, .stop_id = -1};
+    pass(j, &ev);
+}
+
+void remote_begin(struct job *j, const char *type, const char *backend)
+{
+    const char *text = arena_printf(&j->req.arena, "%s %s", type, backend);
+    j->whole = (struct answer_whole){0};
+    pass_text(j, str_of(text));
+}
+
+void remote_text(struct job *j, struct str text)
+{
+    if (j->cache.reader.made)
+        answer_whole_add(&j->whole, text);
+    pass_text(j, text);
+}
+
+void remote_end(struct job *j, const struct engine_usage *u)
+{
+    struct engine_event ev = {
+        .text = (char[]){""}, .finish = FINISH_STOP, .stop_id = -1, .usage = *u};
+    size_t n_prompts = j->req.n_prompts ? j->req.n_prompts : 1;
+    int n_choices = (int)(j->req.gen.n * (int64_t)n_prompts);
+    if (j->cache.reader.made && !answer_is_whole(&j->whole, n_choices))
+        response_spoil(&j->cache.reader);
+    pass(j, &ev);
+}
+
+void remote_refuse(struct job *j, int status, struct str json, const struct engine_usage *u)
+{
+    struct engine_event ev = {.text = (char *)json.p,
+                              .n_text = json.n,
+                              .finish = FINISH_CANCEL,
+                              .stop_id = status,
+                              .usage = *u};
+    pass(j, &ev);
+}
+
+void remote_fail(struct job *j, int status, const char *code, const struct err *e)
+{
+    struct engine_event ev = {.text = (char[]){""},
+                              .finish = status == 504 ? FINISH_TIMEOUT : FINISH_ERROR,
+                              .stop_id = -1,
+                              .err = *e};
+    j->status = status;
+    j->code = code;
+    pass(j, &ev);
+}
+
+/* ---- to the client ---- */
+
+static void begin(struct job *j, struct str head)
+{
+    static const char header[] = "x-terrace-backend";
+    const char *space = memchr(head.p, ' ', head.n);
+    j->events = str_starts(head, REMOTE_EVENTS);
+    snprintf(j->backend, sizeof j->backend, "%.*s", (int)(head.p + head.n - space - 1), space + 1);
+    http_add_header(j->x->http, header, j->backend);
+    router_explain(j);
+    cache_explain(j);
+    router_first_token(j);
+    if (!j->events)
+        return;
+    j->x->status = 200;
+    j->begun = true;
+    http_begin_events(j->x->http);
+}
+
+static void send_text(struct job *j, struct str text)
+{
+    if (!j->events) {
+        answer(j->x, 200, REMOTE_JSON, text.p, text.n);
+        return;
+    }
+    if (http_write(j->x->http, text.p, text.n) || j->blocked)
+        return;
+    j->blocked = true;
+    cache_pause(j, true);
+}
+
+/* Who leads knows the status; the others go by the error. */
+static void send_failure(struct job *j, const struct err *e)
+{
+    int status = j->status                ? j->status
+                 : e->code == ERR_TIMEOUT ? 504
+                 : e->code == ERR_BUSY    ? 429
+                                          : 502;
+    const char *code = status == 504 ? "backend_timeout" : "backend_error";
+    job_fail(j, status, j->status ? j->code : code, e);
+}
+
+void remote_deliver(struct job *j, const struct engine_event *ev)
+{
+    struct str text = {ev->text, ev->n_text};
+    if (ev->finish == FINISH_STOP || ev->finish == FINISH_CANCEL)
+        j->remote = (struct openai_usage){.prompt_tokens = ev->usage.prompt_tokens,
+                                          .completion_tokens = ev->usage.completion_tokens};
+    if (!j->x || j->failed || j->restarting)
+        return; /* nobody listens */
+    switch (ev->finish) {
+    case FINISH_NONE:
+        if (j->backend[0])
+            send_text(j, text);
+        else
+            begin(j, text);
+        break;
+    case FINISH_CANCEL:
+        answer(j->x, ev->stop_id, REMOTE_JSON, text.p, text.n);
+        router_answered(j, &ev->usage);
+        break;
+    case FINISH_STOP:
+    case FINISH_LENGTH:
+        if (j->events)
+            http_end(j->x->http);
+        router_answered(j, &ev->usage);
+        break;
+    case FINISH_TIMEOUT:
+    case FINISH_ERROR:
+        send_failure(j, &ev->err);
+        break;
+    }
+}
