@@ -35,18 +35,20 @@ def new_key(state, name, *options):
 class Service:
     """`with Service() as s:` serves until the block ends; s.url is without a path. The model is the
     small real one unless a file is given; state is a folder that outlives the service; key is what
-    the questions of this class are asked with."""
+    the questions of this class are asked with; preexec runs in the process before the program."""
 
-    def __init__(self, *args, limit_s=600, file=None, state=None, key=None):
+    def __init__(self, *args, limit_s=600, file=None, state=None, key=None,
+                 preexec=None):
         self.args, self.limit_s, self.log, self.lines = args, limit_s, [], queue.Queue()
-        self.file, self.kept_state, self.key = file, state, key
+        self.file, self.kept_state, self.key, self.preexec = file, state, key, preexec
 
     def __enter__(self):
         model = self.file or model_path()
         self.state = tempfile.TemporaryDirectory()
         command = [TERRACE, "serve", "--model", model, "--port", "0", "--response-cache", "0",
                    "--state-dir", str(self.kept_state or self.state.name), *map(str, self.args)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                                        preexec_fn=self.preexec)
         threading.Thread(target=self._read, daemon=True).start()
         self.killer = threading.Timer(self.limit_s, self.process.kill)
         self.killer.daemon = True
