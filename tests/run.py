@@ -140,6 +140,7 @@ def tier_stress():
     results = []
     for script in (
         "run",
+        "cache",
         "faults",
         "hot_swap",
         "kills",

@@ -162,7 +162,7 @@ def test_nginx_behind_the_gateway():
         config = pathlib.Path(folder) / "terrace.yaml"
         config.write_text("backends:\n  - {name: far, kind: openai, models: [far], "
                           f"url: 'http://127.0.0.1:{n.port}'}}\n")
-        with Service("--config", config) as s:
+        with Service("--config", config, "--response-cache", "8MiB") as s:
             for name, data in CASES.items():
                 answer = send(s.port, data.replace("/v1/chat", "/v1/chat"))
                 statuses = re.findall(rb"^HTTP/1\.[01] (\d+)", answer, re.M)
@@ -174,7 +174,8 @@ def test_nginx_behind_the_gateway():
             config.write_text(config.read_text().replace(
                 "models: [far]", f"models: [{{name: far, as: '{far_model}'}}]"))
             s.json("/v1/reload", {})
-            ask(s.port, "far")
+            answers = [ask(s.port, "far") for _ in range(3)]  # the first is kept
+            assert [a.count(b"x-terrace-cache: hit") for a in answers] == [0, 1, 1]
             assert far.metrics()["vllm:generation_tokens_total"] == far_before + 3
 
 

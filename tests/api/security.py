@@ -171,6 +171,41 @@ def test_other_tenant_gets_nothing():
     assert chat("user", "Tell! " + LONG)[2]["usage"]["prompt_tokens_details"]["cached_tokens"] > 200
 
 
+def test_remote_answers_of_other_tenants():
+    """What a backend has told one tenant, another can neither get nor see that it was told."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        (root / "key").write_text(KEYS["user"])
+        (root / "gateway.yaml").write_text(json.dumps({"backends": [{
+            "name": "up", "url": SERVICE.url, "key_file": str(root / "key"),
+            "models": [{"name": "far", "as": SERVICE.model}]}]}))
+        keys = {who: new_key(root / "state", who, "--tenant", tenant, "--role", role)
+                for who, tenant, role in (("ann", "acme", "user"), ("ben", "acme", "user"),
+                                          ("eve", "umbrella", "user"), ("boss", "acme", "admin"))}
+        with Service("--config", root / "gateway.yaml", "--response-cache", "8MiB", file="none",
+                     state=root / "state", key=keys["boss"]) as s:
+            def hear(who, headers=None, **more):
+                status, got, _ = ask("POST", "/v1/chat/completions", None, {
+                    "model": "far", "messages": [{"role": "user", "content": SECRET}],
+                    "max_tokens": 2, "temperature": 0, **more},
+                    {"Authorization": "Bearer " + keys[who], **(headers or {})}, s.port)
+                assert status in (200, 400), status
+                return got.get("x-terrace-cache") if status == 200 else status
+            assert [hear("ann"), hear("ben"), hear("ben", user="x")] == ["miss", "hit", "hit"]
+            assert hear("eve") == "miss"
+            for i, more in enumerate(({"user": "ann"}, {"user": "key:acme"}, {"cache_salt": "acme"},
+                                      {"cache": {"namespace": "acme"}}, {"metadata": {"key": "acme"}})):
+                assert hear("eve", temperature=0.5, seed=i, **more) == "miss", more
+                assert hear("ann", temperature=0.5, seed=i) == "miss", more
+            assert hear("eve", cache_salt="@acme@") == 400
+            assert hear("ann", max_tokens=1) == "miss"
+            assert hear("eve", {"x-terrace-tenant": "key:acme"}, max_tokens=1) == "miss"
+            for method in ("GET", "DELETE"):
+                assert ask(method, "/v1/cache", None, None,
+                           {"Authorization": "Bearer " + keys["eve"]}, s.port)[0] == 403
+            assert KEYS["user"] not in "".join(s.log) and SECRET not in "".join(s.log)
+
+
 def test_adapters_of_other_tenants():
     status, _, text = ask("POST", "/v1/adapters", "admin", {"name": "acme-a", "path": "theirs"})
     assert status in (200, 201), text

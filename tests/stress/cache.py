@@ -1,21 +1,23 @@
 #!/usr/bin/env python3
 """The response cache under a random mix: few questions, many clients, a third of whom leaves early,
-and room for some of the answers only. Every whole answer is the one that the engine alone gives.
+and room for some of the answers only. Every whole answer is the one that the engine alone gives:
+that of the service itself, and that of a backend behind it.
 
-CACHE_SECONDS (20): how long. Ends with "N passed, N failed"."""
+CACHE_SECONDS (10): how long, each. Ends with "N passed, N failed"."""
 import http.client
 import json
 import os
 import pathlib
 import random
 import sys
+import tempfile
 import threading
 import time
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "api"))
 from service import Service, run_tests  # noqa: E402
 
-SECONDS = float(os.environ.get("CACHE_SECONDS", "20"))
+SECONDS = float(os.environ.get("CACHE_SECONDS", "10"))
 CLIENTS, QUESTIONS, BUDGET = 16, 24, 128 << 10
 
 
@@ -56,15 +58,16 @@ def ask(port, body, leave=False):
 
 
 class Client(threading.Thread):
-    def __init__(self, port, seed, until, want):
+    def __init__(self, port, seed, until, want, question):
         super().__init__()
         self.port, self.rng, self.until, self.want = port, random.Random(seed), until, want
+        self.question = question
         self.wrong, self.counts = [], {}
 
     def run(self):
         while time.monotonic() < self.until:
             i = min(self.rng.randrange(QUESTIONS), self.rng.randrange(QUESTIONS))
-            body = {**question(i), "stream": self.rng.random() < 0.5}
+            body = {**self.question(i), "stream": self.rng.random() < 0.5}
             if self.rng.random() < 0.1:
                 body["cache"] = self.rng.choice([{"no-cache": True}, {"no-store": True},
                                                  {"ttl": 0.5}, {"s-maxage": 1}])
@@ -77,40 +80,62 @@ class Client(threading.Thread):
                 self.wrong.append((i, body["stream"], how, text, self.want[i]))
 
 
-def wait_idle(s):
+def wait_idle(*services):
     until = time.monotonic() + 60
     while True:
-        m = s.metrics()
-        if m["vllm:num_requests_running"] + m["vllm:num_requests_waiting"] == 0:
+        m = [s.metrics() for s in services]
+        if not sum(v for one in m for k, v in one.items() if k in (
+                "vllm:num_requests_running", "vllm:num_requests_waiting", "terrace_cache_in_flight")):
             return
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
+def mix(s, model, engine):
+    """Clients ask `s` for a model whose answers come from `engine`, which may be s itself."""
+    def of_model(i):
+        return {**question(i), "model": model}
+
+    want = [ask(s.port, {**of_model(i), "cache": {"no-cache": True, "no-store": True}})[0]
+            for i in range(QUESTIONS)]
+    assert s.json("/v1/cache")["entries"] == 0
+    until = time.monotonic() + SECONDS
+    clients = [Client(s.port, i, until, want, of_model) for i in range(CLIENTS)]
+    for c in clients:
+        c.start()
+    for c in clients:
+        c.join()
+    wait_idle(s, engine)
+    wrong = [w for c in clients for w in c.wrong]
+    counts = {}
+    for c in clients:
+        for how, n in c.counts.items():
+            counts[how] = counts.get(how, 0) + n
+    cache = s.json("/v1/cache")
+    print({k or "left": v for k, v in counts.items()}, cache)
+    assert not wrong, f"{len(wrong)} wrong: {wrong[:3]}"
+    assert cache["in_flight"] == 0 and cache["bytes"] <= BUDGET
+    assert min(counts.get(k, 0) for k in ("hit", "miss", "coalesced", "bypass")) > 0, counts
+    assert cache["evictions"] > 0
+
+
+SMALL = ("--memory-limit", "600MiB", "--ctx", "512")
+
+
 def test_mix():
-    with Service("--response-cache", BUDGET, "--memory-limit", "600MiB", "--ctx", "512",
-                 limit_s=SECONDS + 300) as s:
-        want = [ask(s.port, {**question(i), "cache": {"no-cache": True, "no-store": True}})[0]
-                for i in range(QUESTIONS)]
-        assert s.json("/v1/cache")["entries"] == 0
-        until = time.monotonic() + SECONDS
-        clients = [Client(s.port, i, until, want) for i in range(CLIENTS)]
-        for c in clients:
-            c.start()
-        for c in clients:
-            c.join()
-        wait_idle(s)
-        wrong = [w for c in clients for w in c.wrong]
-        counts = {}
-        for c in clients:
-            for how, n in c.counts.items():
-                counts[how] = counts.get(how, 0) + n
-        cache = s.json("/v1/cache")
-        print({k or "left": v for k, v in counts.items()}, cache)
-        assert not wrong, f"{len(wrong)} wrong: {wrong[:3]}"
-        assert cache["in_flight"] == 0 and cache["bytes"] <= BUDGET
-        assert min(counts.get(k, 0) for k in ("hit", "miss", "coalesced", "bypass")) > 0, counts
-        assert cache["evictions"] > 0
+    with Service("--response-cache", BUDGET, *SMALL, limit_s=SECONDS + 300) as s:
+        mix(s, s.model, s)
+
+
+def test_remote_mix():
+    with Service(*SMALL, limit_s=SECONDS + 300) as up, tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder) / "gateway.yaml"
+        config.write_text(json.dumps({"backends": [
+            {"name": "up", "url": up.url, "models": [{"name": "remote", "as": up.model}]}]}))
+        with Service("--config", config, "--response-cache", BUDGET, file="none",
+                     limit_s=SECONDS + 300) as s:
+            mix(s, "remote", up)
+            assert s.json("/v1/backends")["data"][0]["requests"] == 0
 
 
 if __name__ == "__main__":
