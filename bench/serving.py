@@ -12,6 +12,7 @@ import argparse
 import serving_adapters
 import serving_cache
 import serving_long
+import serving_models
 import serving_speed
 
 PHI3, SMOLLM2 = "phi3-mini:q4_k_m", "smollm2"
@@ -84,6 +85,14 @@ SCENARIOS = {
         "prompts": (int, 100, 10, "different requests"),
         "clients": (sizes, [16, 64], [16], "numbers of connections"),
         "seconds": (int, 10, 2, "of each measurement")}),
+    "models": (serving_models.models, "two models busy at once, against each alone", SMOLLM2, {
+        "memory": (str, "8GiB", "2GiB", "memory limit"),
+        "second": (str, PHI3, SMOLLM2, "the other model"),
+        "clients": (int, 4, 2, "streams of each"),
+        "gen": (int, 4000, 2000, "most tokens of a stream"),
+        "seconds": (int, 15, 3, "of each measurement"),
+        "rounds": (int, 3, 1, "servers of each build"),
+        "beside": (str, "", "", "another build's program, measured in turn")}),
     "light": (serving_cache.light, "short questions to a persona, one at a time", PHI3, {
         "memory": (str, "8GiB", "1GiB", "memory limit"),
         "requests": (int, 100, 8, "questions"),

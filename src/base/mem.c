@@ -1,8 +1,11 @@
+#define _DEFAULT_SOURCE
 #include "base/mem.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/err.h"
 #include "base/fault.h"
@@ -71,4 +74,15 @@ void mem_free_big(void *p, size_t n)
 {
     if (p)
         munmap(p, n ? n : 1);
+}
+
+void mem_page_in(const void *p, size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (uintptr_t)p % page;
+    const char *begin = (const char *)p - before;
+    n += before;
+    if (!madvise((void *)begin, n, MADV_POPULATE_READ))
+        return;
+    for (size_t i = 0; i < n; i += page) /* a kernel before 5.14 */
+        (void)*(const volatile char *)(begin + i);
 }

@@ -23,6 +23,10 @@ void *try_calloc(size_t n, size_t size); /* zeroed, NULL on overflow or when it 
 void *mem_alloc_big(size_t n);
 void mem_free_big(void *p, size_t n);
 
+/* Waits until p[0..n), part of a mapping, is in memory, so that threads which must not wait for the
+ * disk can read it. */
+void mem_page_in(const void *p, size_t n);
+
 static inline bool size_add(size_t a, size_t b, size_t *out)
 {
     return !__builtin_add_overflow(a, b, out);

@@ -12,8 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 
 /* Long enough to cover the gap between two steps of a busy engine, short enough that the other
@@ -38,6 +40,11 @@ struct pool {
     struct word running;              /* workers still in the current job */
     struct word round;                /* counts barriers passed */
     _Alignas(64) atomic_uint arrived; /* at the current barrier */
+    _Alignas(64) atomic_bool busy;    /* a job is running */
+
+    pthread_mutex_t lock;     /* guards turns */
+    pthread_cond_t turn_over; /* somebody has left */
+    struct turns turns;
 };
 
 struct worker {
@@ -120,6 +127,16 @@ int pool_cpus(void)
     return n < 1 ? 1 : n;
 }
 
+static void init_turns(struct pool *p)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&p->turn_over, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_mutex_init(&p->lock, NULL);
+}
+
 int pool_new(struct pool **out, int n_threads, struct err *e)
 {
     if (n_threads < 0 || n_threads > 1024)
@@ -129,6 +146,7 @@ int pool_new(struct pool **out, int n_threads, struct err *e)
     if (!p)
         return err_set(e, ERR_NOMEM, "out of memory starting the compute threads");
     memset(p, 0, sizeof *p);
+    init_turns(p);
     int want = n_threads ? n_threads : pool_cpus();
     p->threads = xcalloc((size_t)want, sizeof *p->threads);
     p->n = 1;
@@ -158,6 +176,8 @@ void pool_free(struct pool *p)
     wake(&p->job);
     for (int i = 0; i + 1 < p->n; i++)
         pthread_join(p->threads[i], NULL);
+    pthread_cond_destroy(&p->turn_over);
+    pthread_mutex_destroy(&p->lock);
     free(p->threads);
     free(p);
 }
@@ -167,8 +187,37 @@ int pool_threads(const struct pool *p)
     return p->n;
 }
 
+bool pool_enter(struct pool *p, struct turn_user *u)
+{
+    pthread_mutex_lock(&p->lock);
+    turn_ask(&p->turns, u);
+    for (;;) {
+        int64_t until = INT64_MAX;
+        if (!p->turns.holder && turn_next(&p->turns, clock_ns(), &until) == u)
+            break;
+        struct timespec at = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+        if (until == INT64_MAX)
+            pthread_cond_wait(&p->turn_over, &p->lock);
+        else
+            pthread_cond_timedwait(&p->turn_over, &p->lock, &at);
+    }
+    bool others = turn_begin(&p->turns, u, clock_ns());
+    pthread_mutex_unlock(&p->lock);
+    return others;
+}
+
+void pool_leave(struct pool *p)
+{
+    pthread_mutex_lock(&p->lock);
+    turn_end(&p->turns, clock_ns());
+    if (p->turns.waiting)
+        pthread_cond_broadcast(&p->turn_over);
+    pthread_mutex_unlock(&p->lock);
+}
+
 void pool_run(struct pool *p, pool_fn *fn, void *arg)
 {
+    BUG_ON(atomic_exchange_explicit(&p->busy, true, memory_order_acquire));
     p->fn = fn;
     p->arg = arg;
     atomic_store_explicit(&p->running.value, (unsigned)p->n - 1, memory_order_relaxed);
@@ -180,6 +229,7 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg)
     unsigned left;
     while ((left = atomic_load_explicit(&p->running.value, memory_order_acquire)))
         wait_change(&p->running, left);
+    atomic_store_explicit(&p->busy, false, memory_order_release);
 }
 
 void pool_barrier(struct pool *p, int ith)

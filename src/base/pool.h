@@ -3,10 +3,14 @@
  * A pool runs one job at a time: fn(arg, ith, nth) on every thread, the caller being thread 0.
  * Inside a job the threads meet at pool_barrier. A waiting worker spins for a short while and then
  * sleeps, so an idle pool costs nothing and a busy one wakes fast.
+ *
+ * Those who share a pool take turns, each for a stretch of jobs that belong together (a step of an
+ * engine): between pool_enter and pool_leave it is theirs. Who has a pool alone need not.
  */
 #pragma once
 
 #include "base/err.h"
+#include "base/turn.h"
 
 struct pool;
 
@@ -18,6 +22,10 @@ int pool_new(struct pool **out, int n_threads, struct err *e);
 void pool_free(struct pool *p);
 
 int pool_threads(const struct pool *p);
+
+/* Waits for u's turn (turn.h says whose it is). True: others use the pool too. */
+bool pool_enter(struct pool *p, struct turn_user *u);
+void pool_leave(struct pool *p);
 
 /* Runs fn on every thread and returns when all are done. Not reentrant; one caller at a time. */
 void pool_run(struct pool *p, pool_fn *fn, void *arg);

@@ -126,7 +126,8 @@ struct service {
     struct db *db;
     struct server *server;
     struct load_memory memory;
-    const char *dir; /* of models */
+    struct pool *pool; /* all models' */
+    const char *dir;   /* of models */
     struct arena arena;
 };
 
@@ -206,7 +207,14 @@ static int load(void *arg, const char *name, struct server_load *sl, struct serv
 {
     struct service *s = arg;
     struct loading l = {.load = sl};
-    struct load_hooks hooks = {on_progress, &l, !is_named(s, name), s->memory.budget, on_room};
+    struct load_hooks hooks = {
+        .progress = on_progress,
+        .arg = &l,
+        .local = !is_named(s, name),
+        .budget = s->memory.budget,
+        .pool = s->pool,
+        .room = on_room,
+    };
     struct loaded *m = xcalloc(1, sizeof *m);
     struct engine *engine = NULL;
     int rc = load_model(m, name, &s->o->load, &hooks, e);
@@ -379,7 +387,7 @@ static int read_models(struct service *s, struct server_opts *so, struct err *e)
         so->loader.find = find;
         so->loader.list = list;
     }
-    return 0;
+    return pool_new(&s->pool, (int)o->load.threads, e);
 }
 
 /* The folder that was asked for, or the usual one if it is there. */
@@ -465,6 +473,7 @@ static int open_server(struct service *s, struct err *e)
 static void close_service(struct service *s)
 {
     server_free(s->server);
+    pool_free(s->pool);
     load_memory_free(&s->memory);
     db_close(s->db);
     arena_release(&s->arena);

@@ -259,7 +259,6 @@ static int bind_model(struct loaded *l, const struct load_options *o,
     snprintf(pack.what, sizeof pack.what, "packing %.120s", l->name);
     buf_addf(&dir, "%s/.packed", o->model_dir ? o->model_dir : cli_models_dir(&l->arena));
     struct model_opts mo = {
-        .pool = l->pool,
         .isa = o->isa,
         .kv_type = (enum kv_type)o->kv_type,
         .max_batch_tokens = (int)o->batch_tokens,
@@ -269,8 +268,8 @@ static int bind_model(struct loaded *l, const struct load_options *o,
         .progress_arg = &pack,
     };
     struct model_info info;
-    int rc = pool_new(&l->pool, (int)o->threads, e);
-    mo.pool = l->pool;
+    int rc = hooks->pool ? 0 : pool_new(&l->own_pool, (int)o->threads, e);
+    mo.pool = l->pool = hooks->pool ? hooks->pool : l->own_pool;
     if (rc == 0)
         rc = model_measure(&info, l->gguf, &mo, e);
     if (rc == 0)
@@ -334,7 +333,7 @@ void load_release(struct loaded *l)
     template_free(l->template);
     tokenizer_free(l->tokenizer);
     gguf_close(l->gguf);
-    pool_free(l->pool);
+    pool_free(l->own_pool);
     budget_give(l->weights);
     budget_give(l->scratch);
     budget_give(l->kv_share);
@@ -398,6 +397,7 @@ int load_engine(const struct loaded *l, const struct load_options *o, engine_sin
                 .write_block = write_block,
             },
         .tokenizer = l->tokenizer,
+        .pool = l->pool,
         .max_running = (int)o->max_running,
         .max_queue = (int)o->max_queue,
         .step_ms = (int)o->step_ms,

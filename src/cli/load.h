@@ -148,6 +148,7 @@ struct loaded {
     const char *name; /* "smollm2:135m" */
     const char *path;
     struct pool *pool;
+    struct pool *own_pool; /* without hooks.pool */
     struct gguf *gguf;
     struct tokenizer *tokenizer;
     struct template *template; /* NULL: the model has none */
@@ -168,6 +169,7 @@ struct load_hooks {
     void *arg;
     bool local;            /* a model that is not here is not fetched */
     struct budget *budget; /* NULL: the model has the whole limit to itself */
+    struct pool *pool;     /* that models take turns on; NULL: the model has one of its own */
     /* Makes room for `least` bytes and says how many, of `most`, the model may take. ERR_LIMIT: so
      * much there can never be. NULL: what the budget has left. */
     int (*room)(void *arg, uint64_t least, uint64_t most, uint64_t *granted, struct err *e);

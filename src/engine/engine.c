@@ -365,11 +365,32 @@ static void count_step(struct engine *g, double ms)
     g->count.last_step_tokens = n;
 }
 
+/* Waits until nobody else computes; what has come meanwhile takes part in the step. */
+static void enter_pool(struct engine *g)
+{
+    if (!g->o.pool)
+        return;
+    int64_t begin = clock_ns();
+    g->sched.others = pool_enter(g->o.pool, &g->turn);
+    g->count.turns_ms += (double)(clock_ns() - begin) * 1e-6;
+    g->in_pool = true;
+    engine_drain_inbox(g);
+}
+
+static void leave_pool(struct engine *g)
+{
+    if (g->in_pool)
+        pool_leave(g->o.pool);
+    g->in_pool = false;
+}
+
+/* Others compute while this one samples. */
 static void run_batch(struct engine *g)
 {
     int64_t begin = g->o.now_ns(g->o.now_arg);
     atomic_store(&g->step_started_ms, clock_ms());
     forward(g);
+    leave_pool(g);
     commit(g);
     atomic_store(&g->step_started_ms, 0);
     double ms = (double)(g->o.now_ns(g->o.now_arg) - begin) * 1e-6;
@@ -417,11 +438,14 @@ void engine_check_accounts(const struct engine *g)
 bool engine_step(struct engine *g)
 {
     engine_drain_inbox(g);
+    if (g->seqs)
+        enter_pool(g);
     end_expired(g);
     schedule(g);
     int n = g->sched.n_plan;
     if (n)
         run_batch(g);
+    leave_pool(g);
     if (g->o.check)
         engine_check_accounts(g);
     engine_publish_stats(g);

@@ -66,6 +66,8 @@ struct engine {
     int32_t *banned; /* scratch of sample */
     int cap_banned;
     struct engine_event *events, **events_end;
+    struct turn_user turn; /* of opts.pool */
+    bool in_pool;
     struct engine_stats count; /* the counters; snapshot is what others see */
 
     pthread_t thread;

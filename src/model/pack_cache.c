@@ -73,29 +73,43 @@ static size_t table_bytes(const struct weights *w)
 /* --- checksums on all threads -------------------------------------------------------------------
  */
 
+/* So much is summed up in a turn, which takes about 10 ms. */
+enum { SUM_BYTES = 64 << 20 };
+
 struct sum_job {
     const struct weights *w;
     const char *data;
     uint64_t *sums;
     atomic_int next;
+    int end;
 };
 
 static void sum_matrices(void *arg, int ith, int nth)
 {
     struct sum_job *j = arg;
     int i;
-    while ((i = atomic_fetch_add(&j->next, 1)) < j->w->n_packed) {
+    while ((i = atomic_fetch_add(&j->next, 1)) < j->end) {
         const struct weight *p = &j->w->packed[i];
         j->sums[i] = XXH3_64bits(j->data + p->offset, packed_bytes(p->matrix));
     }
 }
 
-/* The caller frees the sums. */
-static uint64_t *checksums(const struct weights *w, const void *data, struct pool *pool)
+/* In turns with others who compute on the pool, and who do not wait for the disk. The caller frees
+ * the sums. */
+static uint64_t *checksums(const struct weights *w, const char *data, struct pool *pool)
 {
     uint64_t *sums = xcalloc((size_t)w->n_packed, sizeof *sums);
-    struct sum_job job = {w, data, sums, 0};
-    pool_run(pool, sum_matrices, &job);
+    struct turn_user turn = {0};
+    for (int i = 0, end; i < w->n_packed; i = end) {
+        size_t begin = w->packed[i].offset, n = 0;
+        for (end = i; end < w->n_packed && n < SUM_BYTES; end++)
+            n = w->packed[end].offset + packed_bytes(w->packed[end].matrix) - begin;
+        mem_page_in(data + begin, n);
+        struct sum_job job = {w, data, sums, i, end};
+        pool_enter(pool, &turn);
+        pool_run(pool, sum_matrices, &job);
+        pool_leave(pool);
+    }
     return sums;
 }
 

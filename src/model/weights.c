@@ -172,6 +172,9 @@ struct pack_job {
     int tile_begin, tile_end;
 };
 
+/* So much of the file is packed in a turn, which takes about 10 ms. */
+enum { PACK_BYTES = 4 << 20 };
+
 static void pack_tiles(void *arg, int ith, int nth)
 {
     const struct pack_job *j = arg;
@@ -182,6 +185,24 @@ static void pack_tiles(void *arg, int ith, int nth)
                 end);
 }
 
+/* In turns with others who compute on the pool, and who do not wait for the disk. */
+static void pack_matrix(const struct weight *p, char *memory, struct pool *pool,
+                        struct turn_user *turn)
+{
+    const struct gguf_tensor *t = p->tensor;
+    size_t row_bytes = ttype_row_bytes(t->type, t->dims[0]);
+    size_t tile_bytes = row_bytes * KERNEL_TILE;
+    int n_tiles = packed_tiles(p->matrix), step = 1 + (int)(PACK_BYTES / tile_bytes);
+    for (int tile = 0; tile < n_tiles; tile += step) {
+        struct pack_job job = {p, memory, tile, tile + step < n_tiles ? tile + step : n_tiles};
+        size_t begin = (size_t)job.tile_begin * tile_bytes, end = (size_t)job.tile_end * tile_bytes;
+        mem_page_in((const char *)t->data + begin, (end < t->n_bytes ? end : t->n_bytes) - begin);
+        pool_enter(pool, turn);
+        pool_run(pool, pack_tiles, &job);
+        pool_leave(pool);
+    }
+}
+
 int weights_pack(struct weights *w, const struct gguf *g, struct pool *pool,
                  weights_progress_fn *progress, void *progress_arg, struct err *e)
 {
@@ -190,10 +211,10 @@ int weights_pack(struct weights *w, const struct gguf *g, struct pool *pool,
         return err_set(e, ERR_NOMEM, "out of memory: the packed weights need %zu MiB",
                        w->packed_bytes >> 20);
     w->data = w->memory = memory;
+    struct turn_user turn = {0};
     for (int i = 0; i < w->n_packed; i++) {
         const struct weight *p = &w->packed[i];
-        struct pack_job job = {p, memory, 0, packed_tiles(p->matrix)};
-        pool_run(pool, pack_tiles, &job);
+        pack_matrix(p, memory, pool, &turn);
         gguf_let_go(g); /* or the process would hold the weights twice at the end */
         if (progress &&
             !progress(progress_arg, p->offset + packed_bytes(p->matrix), w->packed_bytes)) {

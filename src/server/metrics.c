@@ -187,6 +187,8 @@ static const struct engine_metric engine_metrics[] = {
      AT(accepted_tokens)},
     {"terrace_engine_steps_total", "counter", "Steps of the engine.", STAT_U64, AT(steps)},
     {"terrace_engine_step_seconds_total", "counter", "Time spent in steps.", STAT_MS, AT(steps_ms)},
+    {"terrace_engine_turn_seconds_total", "counter",
+     "Time that steps waited for other models to compute.", STAT_MS, AT(turns_ms)},
     {"terrace_engine_last_step_seconds", "gauge", "Duration of the latest step.", STAT_MS,
      AT(last_step_ms)},
     {"terrace_engine_last_step_tokens", "gauge", "Tokens computed in the latest step.", STAT_INT,

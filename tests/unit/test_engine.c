@@ -734,6 +734,100 @@ static void test_threads(void **state)
     close_fixture(&f);
 }
 
+/* Two engines on one pool. */
+
+struct crowd {
+    atomic_int inside, most;
+};
+
+static void count_inside(void *arg)
+{
+    struct crowd *c = arg;
+    int n = atomic_fetch_add(&c->inside, 1) + 1;
+    sched_yield(); /* time for another one to come in */
+    if (n > atomic_load(&c->most))
+        atomic_store(&c->most, n);
+    atomic_fetch_sub(&c->inside, 1);
+}
+
+static void test_engines_take_turns(void **state)
+{
+    enum { ENGINES = 2, REQUESTS = 16 };
+    struct fixture f[ENGINES];
+    struct crowd crowd = {0};
+    struct pool *pool;
+    static int32_t prompts[ENGINES][REQUESTS][80];
+    struct engine_request r[ENGINES][REQUESTS];
+    struct rng rng;
+    rng_seed(&rng, 5);
+    assert_int_equal(pool_new(&pool, 1, NULL), 0);
+    for (int k = 0; k < ENGINES; k++) {
+        open_fixture(&f[k], 64, 32, (struct engine_opts){.pool = pool});
+        f[k].model.on_step = count_inside;
+        f[k].model.arg = &crowd;
+    }
+    for (int i = 0; i < REQUESTS; i++)
+        for (int k = 0; k < ENGINES; k++) {
+            fill_prompt(&rng, prompts[k][i], 80);
+            r[k][i] = greedy_request(prompts[k][i], 80, 40, &f[k].answers[i]);
+            submit(&f[k], &r[k][i]);
+        }
+    for (int i = 0; i < REQUESTS; i++)
+        for (int k = 0; k < ENGINES; k++) {
+            while (!__atomic_load_n(&f[k].answers[i].n_finals, __ATOMIC_ACQUIRE))
+                sched_yield();
+            expect(&f[k], &r[k][i]);
+        }
+    assert_int_equal(atomic_load(&crowd.most), 1);
+    for (int k = 0; k < ENGINES; k++)
+        close_fixture(&f[k]);
+    pool_free(pool);
+}
+
+/* A token takes a millisecond. */
+static int64_t token_time(void *arg)
+{
+    return ((struct fake_model *)arg)->n_computed * 1000000;
+}
+
+/* The longest step of a prompt of 350 tokens, after one that taught the engine what a token costs.
+ */
+static int longest_step(bool others)
+{
+    struct fixture f;
+    struct turn_user other = {0};
+    struct rng rng;
+    int32_t prompt[350];
+    struct engine_opts o = {.manual = true, .step_ms = 50, .now_ns = token_time};
+    rng_seed(&rng, 6);
+    assert_int_equal(pool_new(&o.pool, 1, NULL), 0);
+    o.now_arg = &f.model;
+    open_fixture(&f, 64, 400, o);
+    for (int i = 0; i < 2; i++) {
+        f.model.most_tokens = 0;
+        fill_prompt(&rng, prompt, 350);
+        struct engine_request r = greedy_request(prompt, 350, 2, &f.answers[i]);
+        submit(&f, &r);
+        do {
+            if (others) {
+                pool_enter(o.pool, &other);
+                pool_leave(o.pool);
+            }
+        } while (engine_step(f.g));
+        expect(&f, &r);
+    }
+    int longest = f.model.most_tokens;
+    close_fixture(&f);
+    pool_free(o.pool);
+    return longest;
+}
+
+static void test_others_make_steps_short(void **state)
+{
+    assert_in_range(longest_step(true), 10, 60);
+    assert_in_range(longest_step(false), 70, 350);
+}
+
 /* The watchdog sees a step that does not end. */
 
 struct hang {
@@ -793,6 +887,8 @@ int main(void)
         cmocka_unit_test(test_pins),
         cmocka_unit_test(test_forget),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_engines_take_turns),
+        cmocka_unit_test(test_others_make_steps_short),
         cmocka_unit_test(test_watchdog),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
