@@ -175,26 +175,37 @@ static int shared_blocks(const struct batch_seq *a, const struct batch_seq *b)
     return n / ATTENTION_SEGMENT * ATTENTION_SEGMENT;
 }
 
-/* Sequences with a prefix in common with `leader`: into plan.members, the leader first. */
+/* Sequences with a prefix in common: plan.members, the leader first. They share the blocks
+ * [begin, shared), less those that a window hides from all of them. */
 struct group {
     int n_members, n_tokens;
-    int shared; /* blocks */
+    int begin, shared;
 };
+
+static struct group alone(const struct planner *pl, int index)
+{
+    const struct batch_seq *s = &pl->seqs[index];
+    int first = first_block(pl->shape, s->pos);
+    return (struct group){1, s->n_tokens, first, first};
+}
 
 static struct group find_group(struct planner *pl, int leader)
 {
     struct plan *p = pl->plan;
-    struct group g = {1, pl->seqs[leader].n_tokens, 0};
+    struct group g = alone(pl, leader);
+    int leader_first = g.begin;
     p->members[0] = leader;
-    if (pl->shape->window || pl->shape->no_sharing || pl->seqs[leader].n_tokens > SMALL)
+    if (pl->shape->no_sharing || pl->seqs[leader].n_tokens > SMALL)
         return g;
     for (int i = leader + 1; i < pl->n_seqs; i++) {
         if (p->planned[i] || pl->seqs[i].n_tokens > SMALL)
             continue;
         int n = shared_blocks(&pl->seqs[leader], &pl->seqs[i]);
-        if (!n || n < g.shared / 2)
+        int first = first_block(pl->shape, pl->seqs[i].pos);
+        if (n <= leader_first || n <= first || n < g.shared / 2)
             continue;
-        g.shared = g.shared ? min_int(g.shared, n) : n;
+        g.shared = g.n_members > 1 ? min_int(g.shared, n) : n;
+        g.begin = min_int(g.begin, first);
         g.n_tokens += pl->seqs[i].n_tokens;
         p->members[g.n_members++] = i;
     }
@@ -211,7 +222,7 @@ static int own_begin(const struct planner *pl, const struct batch_seq *s, int sh
 /* Whether the partial rows of a group fit beside those already planned. */
 static bool fits(const struct planner *pl, const struct group *g)
 {
-    int n = g->n_tokens * n_segments(0, g->shared);
+    int n = g->n_tokens * n_segments(g->begin, g->shared);
     for (int i = 0; i < g->n_members; i++) {
         const struct batch_seq *s = &pl->seqs[pl->plan->members[i]];
         n += s->n_tokens * n_segments(own_begin(pl, s, g->shared), end_block(s));
@@ -242,22 +253,23 @@ static void plan_group(struct planner *pl, int leader)
     const struct batch_seq *seq = &pl->seqs[leader];
     struct group g = find_group(pl, leader);
     if (!fits(pl, &g))
-        g = (struct group){1, seq->n_tokens, 0};
+        g = alone(pl, leader);
     for (int i = 0; i < g.n_members; i++)
         p->planned[p->members[i]] = 1;
     bool split = seq->n_tokens <= SMALL && fits(pl, &g) &&
                  worth_splitting(pl, seq->n_tokens, own_begin(pl, seq, 0), end_block(seq));
-    if (!g.shared && !split) {
+    if (g.n_members == 1 && !split) {
         add_whole(pl, seq, p->starts[leader]);
         return;
     }
     struct rows shared = {p->n_partials, 0, g.n_tokens};
-    if (g.shared) {
+    if (g.n_members > 1) {
         int first = p->n_listed;
         for (int i = 0; i < g.n_members; i++)
             list_tokens(p, p->starts[p->members[i]], &pl->seqs[p->members[i]]);
         shared.n = add_partial(pl, (struct plan_piece){
                                        .table = seq->blocks,
+                                       .block_begin = g.begin,
                                        .block_end = g.shared,
                                        .first = first,
                                        .n_tokens = g.n_tokens,

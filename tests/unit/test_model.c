@@ -21,7 +21,7 @@
 #include "reference_forward.h"
 #include "synth.h"
 
-enum { N_BLOCKS = 64, MAX_TOKENS = 320, MAX_SEQS = 8 };
+enum { N_BLOCKS = 160, MAX_TOKENS = 832, MAX_SEQS = 8 };
 
 static const char *const archs[] = {"tiny-llama", "tiny-phi3", "tiny-qwen2", "tiny-qwen3"};
 
@@ -278,22 +278,24 @@ static void random_step(struct rig *r, struct rng *rng, struct user *users, int 
 /* Users whose first `shared` tokens are the same, in the same blocks after the first user. */
 static void run_users(const char *arch, const char *quant, int n_threads, int shared, uint64_t seed)
 {
-    enum { USERS = 6, PER_USER = 8 };
+    enum { USERS = 6, PER_USER = MAX_TOKENS / KV_BLOCK_TOKENS, OWN = 256 };
     struct rig r = rig_open(arch, quant, (struct model_opts){.kv_type = KV_F16}, n_threads);
     struct rng rng;
     rng_seed(&rng, seed);
     struct user users[USERS];
     for (int i = 0; i < USERS; i++) {
         struct user *u = &users[i];
-        u->n = shared + 20 +
-               (int)rng_below(&rng, (uint64_t)(PER_USER * KV_BLOCK_TOKENS - shared - 20));
+        u->n = shared + 20 + (int)rng_below(&rng, OWN - 20);
         random_tokens(&rng, u->tokens, u->n, r.n_vocab);
         memcpy(u->tokens, users[0].tokens, (size_t)shared * sizeof *u->tokens);
         for (int b = 0; b < PER_USER; b++)
             u->blocks[b] = i * PER_USER + b;
         u->want = xcalloc((size_t)u->n * (size_t)r.n_vocab, sizeof *u->want);
-        struct batch_seq s = {u->tokens, u->n, 0, u->blocks, u->n};
-        model_forward(r.model, r.kv, &s, 1, u->want);
+        for (int at = 0, n; at < u->n; at += n) {
+            n = u->n - at < 256 ? u->n - at : 256;
+            struct batch_seq s = {u->tokens + at, n, at, u->blocks, n};
+            model_forward(r.model, r.kv, &s, 1, u->want + (size_t)at * (size_t)r.n_vocab);
+        }
         u->pos = shared;
         for (int b = 0; b < shared / KV_BLOCK_TOKENS; b++)
             u->blocks[b] = users[0].blocks[b];
@@ -319,7 +321,8 @@ static void test_batches(void **state)
 
 static void test_shared_prefix(void **state)
 {
-    static const int shared[] = {64, 101, 160, 128};
+    /* sharing is worth while from a segment of 256 tokens on; the second has a window */
+    static const int shared[] = {256, 530, 101, 512};
     for (size_t a = 0; a < 2 * ARRAY_LEN(archs); a++)
         run_users(archs[a / 2], both_kinds[a % 2], 1 + (int)a % 4, shared[a / 2], 31 + a);
 }
