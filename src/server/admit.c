@@ -118,11 +118,17 @@ enum job_step job_admit(struct job *j)
     return b->ask.refused ? refuse(j) : JOB_GO;
 }
 
-void job_bill(struct job *j)
+struct openai_usage job_spent(const struct job *j)
 {
     struct openai_usage u = j->backend[0] ? j->remote : job_usage(j);
     if (j->backend[0] && u.completion_tokens && !u.prompt_tokens)
         u.prompt_tokens = (int)router_prompt_tokens(j);
+    return u;
+}
+
+void job_bill(struct job *j)
+{
+    struct openai_usage u = job_spent(j);
     const struct tier *tier = router_tier(j);
     struct bill_counts c = {
         .model = j->model                        ? j->model->name

@@ -350,7 +350,7 @@ static void replay(struct job *j)
         router_explanation(j, &route);
         v.route = buf_take(&route);
         v.backend = xstrdup(j->backend);
-        struct openai_usage u = j->proxied ? j->remote : job_usage(j);
+        struct openai_usage u = job_spent(j);
         v.prompt_tokens = u.prompt_tokens;
         v.cached_tokens = u.cached_tokens;
         v.completion_tokens = u.completion_tokens;

@@ -133,7 +133,8 @@ enum job_step job_get_adapters(struct job *j); /* waits until they are there */
 enum job_step job_permit(struct job *j);
 enum job_step job_admit(struct job *j);
 void job_bill(struct job *j);
-const char *job_tenant(const struct job *j); /* of its key, "" without keys; any thread */
+struct openai_usage job_spent(const struct job *j); /* for the books; estimated if need be */
+const char *job_tenant(const struct job *j);        /* of its key, "" without keys; any thread */
 
 /* stream.c: events to the client */
 struct openai_usage job_usage(const struct job *j); /* so far */

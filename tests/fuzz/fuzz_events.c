@@ -1,10 +1,12 @@
 /* What a backend sends: an event stream, its JSON, and a request's JSON on its way out. However it
  * is cut into pieces, the same bytes go on, and only whole events. */
+#define _GNU_SOURCE /* memmem */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/err.h"
 #include "base/json_scan.h"
+#include "gateway/answer_whole.h"
 #include "gateway/event_pass.h"
 
 /* Passes the stream in pieces of n bytes. false: it was refused; what went on before stays. */
@@ -30,6 +32,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (json_scan(text, keys, v, 2) && v[1].p)
         json_scan_first(v[1], &first);
     event_usage(text, &prompt, &completion);
+    struct answer_whole answer = {0};
+    answer_whole_add(&answer, text);
+    BUG_ON(answer_is_whole(&answer, 1) && !memmem(data, size, "finish_reason", 13));
     struct buf whole = {0}, pieces = {0};
     bool fine = pass(text.p, size, size ? size : 1, &whole);
     bool cut = pass(text.p, size, size ? 1 + data[0] % 16 : 1, &pieces);

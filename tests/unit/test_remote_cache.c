@@ -534,6 +534,27 @@ static void test_all_leave(void **state)
     }
 }
 
+/* The service ends under a run that others follow. */
+static void test_shutdown(void **state)
+{
+    struct pair p;
+    struct response a;
+    pair_open(&p);
+    rig_gate_set(&p.up.gate, true);
+    int lead = begin_with(&p, "", BODY("wait", STREAM));
+    wait_for(&p, "in_flight", 1);
+    int follower = begin_with(&p, "", BODY("wait", STREAM));
+    wait_for(&p, "coalesced", 1);
+    close(lead);
+    wait_count(&p.up.n_asked, 1);
+    rig_stop(&p.r);
+    client_read(follower, &a);
+    assert_false(a.complete);
+    response_release(&a);
+    wait_count(&p.up.n_left, 1);
+    pair_close(&p);
+}
+
 /* Who began it is told of a failure; the others try again, once. A refusal is everybody's. */
 static void test_failure(void **state)
 {
@@ -660,11 +681,12 @@ static void test_tiers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_again),         cmocka_unit_test(test_same_question),
-        cmocka_unit_test(test_who),           cmocka_unit_test(test_not_kept),
-        cmocka_unit_test(test_coalesced),     cmocka_unit_test(test_all_leave),
-        cmocka_unit_test(test_failure),       cmocka_unit_test(test_deadlines),
-        cmocka_unit_test(test_slow_follower), cmocka_unit_test(test_tiers),
+        cmocka_unit_test(test_again),     cmocka_unit_test(test_same_question),
+        cmocka_unit_test(test_who),       cmocka_unit_test(test_not_kept),
+        cmocka_unit_test(test_coalesced), cmocka_unit_test(test_all_leave),
+        cmocka_unit_test(test_failure),   cmocka_unit_test(test_shutdown),
+        cmocka_unit_test(test_deadlines), cmocka_unit_test(test_slow_follower),
+        cmocka_unit_test(test_tiers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
