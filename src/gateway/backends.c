@@ -26,7 +26,8 @@ static void arm(struct backends *all, int64_t due)
     if (!due || (all->due_ms && all->due_ms <= due))
         return;
     all->due_ms = due;
-    http_timer_start(all->timer, due - clock_ms(), 0);
+    int64_t wait = due - clock_ms();
+    http_timer_start(all->timer, wait > 0 ? wait : 1, 0); /* a timer of now starves the loop */
 }
 
 /* ---- probes ---- */

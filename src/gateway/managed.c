@@ -331,8 +331,8 @@ static int64_t next_look(const struct backend *b, int64_t now)
 {
     const struct backend_process *p = b->process;
     const struct backend_config *c = &b->config;
-    if (p->ended_ms)
-        return p->ended_ms + LAST_WORDS_MS + 1;
+    if (p->ended_ms) /* after its last words the handles are closing, which pokes */
+        return now - p->ended_ms > LAST_WORDS_MS ? 0 : p->ended_ms + LAST_WORDS_MS + 1;
     if (p->stopping)
         return p->killed ? 0 : p->kill_at_ms;
     int64_t next = now + 1000;

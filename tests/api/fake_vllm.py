@@ -3,7 +3,8 @@
 
 It answers chats for the model "small" and for adapters that were loaded, with "MODEL ROOT" as text,
 one word an event and --delay seconds between them. With --child it has a child of its own, with
---stubborn neither of them heeds SIGTERM. GET /calls tells what was asked: ["load NAME", ...]."""
+--stubborn neither of them heeds SIGTERM; with --escapee it has one that leaves the group, keeps the
+output open and ends after three seconds. GET /calls tells what was asked: ["load NAME", ...]."""
 import argparse
 import http.server
 import json
@@ -17,6 +18,7 @@ import time
 parser = argparse.ArgumentParser()
 parser.add_argument("port", type=int)
 parser.add_argument("--child", action="store_true")
+parser.add_argument("--escapee", action="store_true")
 parser.add_argument("--stubborn", action="store_true")
 parser.add_argument("--delay", type=float, default=0)
 parser.add_argument("--name", default="base")
@@ -142,6 +144,8 @@ if args.stubborn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if args.child:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+if args.escapee:
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"], start_new_session=True)
 server = http.server.ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
 server.daemon_threads = True
 print("serving", args.name, flush=True)

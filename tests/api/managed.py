@@ -91,6 +91,15 @@ def test_killed_guard_leaves_nothing():
         assert say(g) == "small base"  # which waits until it has started again
 
 
+def test_output_that_stays_open():
+    """Somebody outside of the group holds it when the program has ended."""
+    with gateway([managed(free_port(), "--escapee")]) as g:
+        wait_healthy(g)
+        os.killpg(guard_of(g), signal.SIGKILL)
+        wait_for(lambda: of_gpu(g)["restarts"] == 1, 20)
+        assert say(g) == "small base"
+
+
 def test_stubborn_program_is_killed():
     with gateway([managed(free_port(), "--child", "--stubborn", stop_timeout="300ms")]) as g:
         wait_healthy(g)
