@@ -10,6 +10,14 @@ enum { DEFAULT_MAX_TOKENS = 4096 }; /* required there; every model of theirs can
 
 /* ---- fields ---- */
 
+/* Marks of what to keep in a cache there, as clients of Anthropic's set them. */
+static void copy_cache_control(json_t *to, const json_t *from)
+{
+    json_t *mark = json_object_get(from, "cache_control");
+    if (json_is_object(mark))
+        json_object_set(to, "cache_control", mark);
+}
+
 static json_t *member_of(struct upstream_asking *a, const char *name)
 {
     json_t *v = json_object_get(a->out, name);
@@ -97,6 +105,7 @@ static int read_tools(struct upstream_asking *a, const struct upstream_field *f,
             json_object_set_new(tool, "input_schema", json_pack("{s:s}", "type", "object"));
         if (json_is_true(strict))
             json_object_set(tool, "strict", strict);
+        copy_cache_control(tool, json_array_get(v, i));
         json_array_append_new(list, tool);
     }
     if (json_array_size(list))
@@ -184,10 +193,12 @@ static json_t *image_block(const struct upstream_part *part)
 /* Empty texts are refused there, and say nothing. */
 static int add_part(void *arg, const struct upstream_part *part, struct err *e)
 {
-    if (!part->text)
-        json_array_append_new(arg, image_block(part));
-    else if (json_string_length(part->text))
-        json_array_append_new(arg, json_pack("{s:s, s:O}", "type", "text", "text", part->text));
+    if (part->text && !json_string_length(part->text))
+        return 0;
+    json_t *block = part->text ? json_pack("{s:s, s:O}", "type", "text", "text", part->text)
+                               : image_block(part);
+    copy_cache_control(block, part->whole);
+    json_array_append_new(arg, block);
     return 0;
 }
 

@@ -11,7 +11,6 @@ static const char *const elsewhere[] = {
     "messages",
     "prompt",
     "stream",
-    "stream_options",
     "max_tokens",
     "persona",
     "max_completion_tokens",
@@ -35,6 +34,16 @@ int upstream_cannot(const struct upstream_asking *a, const char *name, struct er
         "(%s): leave it out",
         name, upstream_wires[a->q->api].name);
 }
+
+/* include_usage is the business of the answer; counts in between are not known everywhere. */
+static int read_stream_options(struct upstream_asking *a, const struct upstream_field *f,
+                               const json_t *v, struct err *e)
+{
+    bool running = json_is_true(json_object_get(v, "continuous_usage_stats"));
+    return running ? upstream_cannot(a, "stream_options.continuous_usage_stats", e) : 0;
+}
+
+static const struct upstream_field common[] = {{"stream_options", read_stream_options, NULL}};
 
 static const struct upstream_field *find(const struct upstream_field *fields, size_t n,
                                          const char *name)
@@ -62,6 +71,8 @@ int upstream_read_fields(struct upstream_asking *a, const struct upstream_field 
     {
         const struct upstream_field *f = find(fields, n, name);
         int rc = 0;
+        if (!f)
+            f = find(common, sizeof common / sizeof *common, name);
         if (json_is_null(v))
             continue;
         if (f)
@@ -154,6 +165,7 @@ static int read_part(const struct upstream_asking *a, const json_t *v, struct up
                      struct err *e)
 {
     const json_t *type = json_object_get(v, "type"), *image = json_object_get(v, "image_url");
+    out->whole = v;
     out->text = upstream_is(type, "text") ? json_object_get(v, "text") : NULL;
     if (json_is_string(out->text))
         return 0;

@@ -50,6 +50,7 @@ int upstream_bad_call(size_t message, struct err *e);
 /* A part of a message's content: text, or an image by its URL. */
 struct upstream_part {
     char where[64];        /* "messages[0].content[1]" */
+    const json_t *whole;   /* as it was sent, NULL: the content is one string */
     const json_t *text;    /* a string; NULL: this is an image */
     const json_t *url;     /* of the image */
     struct str type, data; /* its media type and base64 text; p NULL: the URL leads to it */

@@ -76,6 +76,7 @@ static void write_backend(struct jw *w, const struct backend *b, bool urls)
     jw_obj(w);
     jw_kstr(w, "name", b->config.name);
     jw_kstr(w, "kind", backend_kinds[b->config.kind]);
+    jw_kstr(w, "api", upstream_wires[b->config.api].name);
     if (urls)
         jw_kstr(w, "url", b->config.url);
     jw_kstr(w, "state", backend_states[b->state]);

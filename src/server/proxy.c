@@ -201,7 +201,9 @@ static void stream_over(struct attempt *a, const struct err *e)
     struct job *j = a->proxy->job;
     if (!a->events.done) {
         int status = e && e->code == ERR_TIMEOUT ? 504 : 502;
-        attempt_failed(a, OUTCOME_FAILED, status, e ? e->msg : "its stream ended without [DONE]");
+        const char *why =
+            a->translation ? "its stream ended too early" : "its stream ended without [DONE]";
+        attempt_failed(a, OUTCOME_FAILED, status, e ? e->msg : why);
         return;
     }
     int64_t prompt = a->events.prompt_tokens, completion = a->events.completion_tokens;

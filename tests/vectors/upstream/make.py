@@ -65,6 +65,8 @@ CHATS = [
     ("plain", {}, ollama_chat(), claude()),
     ("stream", {"stream": True, "stream_options": {"include_usage": True}},
      ollama_chat(stream=True), claude(stream=True)),
+    ("counts on the way", {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+     "stream_options.continuous_usage_stats", "stream_options.continuous_usage_stats"),
     ("limit", {"max_tokens": 9}, ollama_chat(options={"num_predict": 9}), claude(max_tokens=9)),
     ("newer limit", {"max_completion_tokens": 9, "max_tokens": None},
      ollama_chat(options={"num_predict": 9}), claude(max_tokens=9)),
@@ -163,6 +165,14 @@ CHATS = [
      "messages[0].content[0]",
      claude(messages=[{"role": "user", "content": [
          {"type": "image", "source": {"type": "url", "url": "https://x.test/a.png"}}]}])),
+    ("kept there", {"messages": [{"role": "system", "content": [
+        {"type": "text", "text": "Long.", "cache_control": {"type": "ephemeral"}}]}] + USER,
+                    "tools": [{**TOOL, "cache_control": {"type": "ephemeral"}}]},
+     ollama_chat(messages=[{"role": "system", "content": "Long."}] + USER,
+                 tools=[{**TOOL, "cache_control": {"type": "ephemeral"}}]),
+     claude(system=[{**text("Long."), "cache_control": {"type": "ephemeral"}}],
+            tools=[{"name": "weather", "description": "Today's weather", "input_schema": SCHEMA,
+                    "cache_control": {"type": "ephemeral"}}])),
     ("sound", {"messages": [{"role": "user", "content": [
         {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}]},
      "messages[0].content[0]", "messages[0].content[0]"),
