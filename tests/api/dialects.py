@@ -137,7 +137,7 @@ SAYS = {"ollama": ollama_says, "anthropic": claude_says}
 
 
 @contextlib.contextmanager
-def serving(*apis, **more):
+def serving(*apis, args=(), **more):
     """Fakes, one of each name, all of which serve "m", and a gateway in front of them."""
     fakes = [Fake(api) for api in apis]
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +147,7 @@ def serving(*apis, **more):
                         kind="anthropic" if f.api == "anthropic" else "ollama" if f.api == "ollama"
                         else "openai", models=[{"name": "m", "as": "up"}])
                 for i, f in enumerate(fakes)]
-        with gateway(rows, balance={"policy": "round-robin", **more}) as g:
+        with gateway(rows, *args, balance={"policy": "round-robin", **more}) as g:
             client = openai.OpenAI(base_url=g.url + "/v1", api_key="none", max_retries=0)
             g.ask = lambda **q: client.chat.completions.create(
                 **{"model": "m", "messages": CHAT, **q})
@@ -158,6 +158,7 @@ def serving(*apis, **more):
                 for f in fakes:
                     f.shutdown()
                     f.server_close()
+    assert g.status == 0, g.log[-20:]
     assert not any(f.wrong for f in fakes), [f.wrong for f in fakes]
 
 
@@ -381,6 +382,25 @@ def test_cancel():
             wait_for(lambda: g.json("/v1/backends")["data"][0]["requests"] == 0)
 
 
+def test_given_again():
+    """The response cache keeps what the client got, not what the backend said."""
+    for api in ("ollama", "anthropic"):
+        with serving(api, args=("--response-cache", "8MiB")) as (g, fake):
+            for stream in (False, True):
+                fake.reply = SAYS[api]("Rain, ", "é", thinking="Hm.")
+                seen = []
+                for _ in range(2):
+                    raw = g.client.chat.completions.with_raw_response.create(
+                        model="m", messages=CHAT, temperature=0, stream=stream)
+                    got = raw.parse()
+                    got = collect(got) if stream else got.choices[0].message
+                    seen.append((raw.headers["x-terrace-cache"], got))
+                    fake.reply = SAYS[api]("Sun.")
+                assert [s[0] for s in seen] == ["miss", "hit"], seen
+                assert seen[0][1] == seen[1][1], seen
+            assert len(fake.seen) == 2
+
+
 def test_models_that_it_names():
     """A backend of the kind anthropic lists its models itself."""
     os.environ["TEST_DIALECT_KEY"] = "sk-up"
@@ -393,7 +413,7 @@ def test_models_that_it_names():
         assert got["choices"][0]["message"]["content"] == "Hello"
     fake.shutdown()
     fake.server_close()
-    assert not fake.wrong, fake.wrong
+    assert g.status == 0 and not fake.wrong, (g.log[-20:], fake.wrong)
 
 
 if __name__ == "__main__":
