@@ -5,11 +5,23 @@ until the end. Events are only split and stamped with the time while they come; 
 JSON waits until someone asks, after the measurement.
 """
 import asyncio
+import ctypes
 import json
 import re
+import struct
 import time
 
 COUNT = re.compile(rb'"completion_tokens": ?(\d+)')
+
+
+SCHED_SETATTR, RESET_ON_FORK, TURN_NS = 314, 1, 100_000  # x86-64, linux/sched.h
+
+
+def take_short_turns():
+    """Runs this thread as soon as it wakes (Linux 6.12 and later), as if the client had a machine
+    of its own; it stands in line behind the server's computing otherwise."""
+    attributes = struct.pack("IIQiIQQQ", 48, 0, RESET_ON_FORK, 0, 0, TURN_NS, 0, 0)
+    ctypes.CDLL(None).syscall(SCHED_SETATTR, 0, attributes, 0)
 
 
 class Answer(asyncio.Protocol):
