@@ -362,7 +362,8 @@ static double step_target(const struct sched *s)
 }
 
 /* How many of `need` tokens of a sequence that has `from` fit into the step. Of all prompts
- * together never fewer than SCHED_MIN_PREFILL: they must get on however slow the decodes are. */
+ * together never fewer than SCHED_MIN_PREFILL: they must get on however slow the decodes are. A
+ * rest of half as much goes along: in a step of its own it would cost what a whole one does. */
 static int prefill_room(const struct sched *s, double target, int from, int need)
 {
     int most = s->max_batch_tokens - s->n_plan_tokens;
@@ -370,7 +371,8 @@ static int prefill_room(const struct sched *s, double target, int from, int need
         need = most;
     int room = cost_room(&s->cost, target, s->n_plan_tokens, s->plan_attention, from, need);
     int least = SCHED_MIN_PREFILL - s->n_prefill_tokens;
-    return room > least ? room : need < least ? need : least > 0 ? least : 0;
+    int n = room > least ? room : need < least ? need : least > 0 ? least : 0;
+    return need - n <= n / 2 ? need : n;
 }
 
 /* Admits it, or finds out what others have computed of it meanwhile. */

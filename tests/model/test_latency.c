@@ -22,8 +22,8 @@ static const double read_gb_s = 72, attention_us = 0.78; /* of one token and one
 static const struct {
     int n;
     double ms;
-} step_takes[] = {{1, 52},   {2, 48},   {4, 45},    {8, 67.5},   {16, 119.6},
-                  {32, 238}, {64, 470}, {128, 930}, {512, 3627}, {1024, 7254}};
+} step_takes[] = {{1, 54.6}, {2, 56.2}, {4, 65},    {8, 72.3},   {16, 110.3},
+                  {32, 212}, {64, 395}, {128, 762}, {512, 2880}, {1024, 5760}};
 
 static double step_ms(int n)
 {
@@ -254,7 +254,7 @@ static void test_a_cold_persona(void **state)
         print_message("# persona, %d tenants: p50 to the first token %.0f ms, all %.0f ms, at most "
                       "%d prompt tokens computed\n",
                       several ? 8 : 1, p50, last, wave.most_computed);
-        assert_true(p50 <= (several ? 3900 : 3500) && last <= 5400);
+        assert_true(p50 <= 3100 && last <= 4900);
         assert_true(wave.most_computed <= 340 + 8 * (20 + 8));
         close_world(w);
     }
@@ -328,12 +328,50 @@ static void test_a_flood_holds_nobody_up(void **state)
     assert_true(with <= 2.7 * without);
 }
 
+/* What the response cache leaves of 50 requests a second of which nine tenths were asked before:
+ * five new questions a second to a known persona, 1 to 4 tokens to answer, sent by a Poisson
+ * process. The median of their times is about the 95th percentile of all. */
+static void test_new_questions_between_old_ones(void **state)
+{
+    enum { N = 1000, A_SECOND = 5 };
+    double p50[ROUNDS], p90[ROUNDS];
+    for (int round = 0; round < ROUNDS; round++) {
+        struct world *w = open_world(60 + (uint64_t)round);
+        struct client *c[N];
+        double due[N], took[N], next = 0;
+        int n = 0;
+        send(w, "", 1, 200, 17, 1);
+        run_all(w);
+        next = w->now_ms;
+        while (n < N || w->n_live) {
+            for (; n < N && w->now_ms >= next; n++) {
+                due[n] = next;
+                c[n] = send(w, "", 1, 200, 17, 1 + (int)rng_below(&w->rng, 4));
+                next += -log(1 - rng_double(&w->rng)) * 1000 / A_SECOND;
+            }
+            if (w->n_live)
+                engine_step(w->g);
+            else
+                w->now_ms = next;
+        }
+        for (int i = 0; i < n; i++)
+            took[i] = c[i]->last_ms - due[i];
+        p50[round] = percentile(took, n, 50);
+        p90[round] = percentile(took, n, 90);
+        close_world(w);
+    }
+    print_message("# new questions: half answered in %.0f ms, nine tenths in %.0f ms\n",
+                  percentile(p50, ROUNDS, 50), percentile(p90, ROUNDS, 50));
+    assert_true(percentile(p50, ROUNDS, 50) <= 340);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_cold_persona),
         cmocka_unit_test(test_streams_stay_smooth),
         cmocka_unit_test(test_a_flood_holds_nobody_up),
+        cmocka_unit_test(test_new_questions_between_old_ones),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -288,12 +288,13 @@ static enum sched_answer t_catch_up(struct program *p, struct pair *x)
 static int t_room(const struct program *p, double target, int n_prefill, int from, int need)
 {
     int n = 0;
-    while (n < need && p->t_plan_tokens + n < p->s.max_batch_tokens &&
-           (n_prefill + n < SCHED_MIN_PREFILL ||
-            cost_predict(&p->s.cost, p->t_plan_tokens + n + 1,
-                         p->t_attention + cost_attention(from, n + 1)) <= target))
+    int room = p->s.max_batch_tokens - p->t_plan_tokens;
+    need = need < room ? need : room;
+    while (n < need && (n_prefill + n < SCHED_MIN_PREFILL ||
+                        cost_predict(&p->s.cost, p->t_plan_tokens + n + 1,
+                                     p->t_attention + cost_attention(from, n + 1)) <= target))
         n++;
-    return n;
+    return 2 * (need - n) <= n ? need : n; /* a small rest goes along */
 }
 
 static void t_prefill(struct program *p)
