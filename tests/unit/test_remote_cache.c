@@ -27,6 +27,7 @@ struct upstream {
     pthread_t thread;
     int listener, port;
     atomic_int n_asked, n_left; /* chats; of them given up by the service */
+    atomic_int n_calls;         /* whose threads still run */
     struct rig_gate gate;
 };
 
@@ -34,6 +35,13 @@ struct call {
     struct upstream *upstream;
     int fd;
 };
+
+static void wait_count(atomic_int *n, int want)
+{
+    int64_t until = clock_ms() + 60000;
+    while (*n != want)
+        assert_true(clock_ms() < until);
+}
 
 static void say(int fd, const char *text)
 {
@@ -173,6 +181,7 @@ static void *serve_call(void *arg)
     }
     buf_release(&in);
     close(c->fd);
+    c->upstream->n_calls--; /* from here on it may be gone */
     free(c);
     return NULL;
 }
@@ -184,6 +193,7 @@ static void *serve_upstream(void *arg)
         struct call *c = xmalloc(sizeof *c);
         pthread_t thread;
         *c = (struct call){u, fd};
+        u->n_calls++;
         assert_int_equal(pthread_create(&thread, NULL, serve_call, c), 0);
         pthread_detach(thread);
     }
@@ -209,6 +219,7 @@ static void upstream_close(struct upstream *u)
     shutdown(u->listener, SHUT_RDWR);
     pthread_join(u->thread, NULL);
     close(u->listener);
+    wait_count(&u->n_calls, 0);
 }
 
 /* ---- the service before it ---- */
@@ -309,14 +320,6 @@ static void wait_for(const struct pair *p, const char *name, int64_t want)
     int64_t until = clock_ms() + 60000;
     while (stat_of(p, name) != want)
         assert_true(clock_ms() < until);
-}
-
-static void wait_count(atomic_int *n, int want)
-{
-    int64_t until = clock_ms() + 60000;
-    while (*n < want)
-        assert_true(clock_ms() < until);
-    assert_int_equal(*n, want);
 }
 
 /* ---- hits ---- */
