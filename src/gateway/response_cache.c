@@ -91,9 +91,14 @@ static size_t entry_bytes(const struct response_entry *e)
     return sizeof *e + OVERHEAD_BYTES + names + response_record_bytes(&e->record);
 }
 
+static size_t largest(const struct response_cache *c)
+{
+    return c->opts.budget_bytes / LARGEST_SHARE;
+}
+
 static bool too_large(const struct response_entry *e)
 {
-    return entry_bytes(e) > e->cache->opts.budget_bytes / LARGEST_SHARE;
+    return entry_bytes(e) > largest(e->cache);
 }
 
 /* The last choice is over: from now on others find it, if it may be kept. */
@@ -155,10 +160,12 @@ static void detach(struct response_reader *r)
     e->n_paused -= r->paused;
 }
 
-/* The leader rests while nobody can take more. */
+/* The leader rests while nobody can take more, and, once only readers need the record, while one
+ * of them is too far behind. */
 static void update_hold(struct response_entry *e)
 {
-    bool hold = e->n_readers && e->n_paused == e->n_readers;
+    bool behind = e->loose && e->record.bytes.len > largest(e->cache);
+    bool hold = e->n_readers && (e->n_paused == e->n_readers || (behind && e->n_paused));
     if (e->state != RESPONSE_FILLING || !e->leader || e->held == hold)
         return;
     e->held = hold;
@@ -168,6 +175,27 @@ static void update_hold(struct response_entry *e)
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+/* An answer that outgrows what may be kept is recorded only as far as somebody has yet to read it:
+ * else one long answer could take any amount of memory. */
+static void shorten(struct response_entry *e)
+{
+    size_t read = e->record.bytes.len;
+    if (!e->loose && e->state == RESPONSE_FILLING && too_large(e)) {
+        e->loose = true;
+        response_unindex(e);
+    }
+    if (!e->loose)
+        return;
+    for (struct response_reader *r = e->readers; r; r = r->next)
+        read = least(read, r->at);
+    if (read >= e->record.bytes.len - read) { /* at least half: what is moved was added once */
+        response_record_drop(&e->record, read);
+        for (struct response_reader *r = e->readers; r; r = r->next)
+            r->at -= read;
+    }
+    update_hold(e);
 }
 
 /* Gives r what it has not seen of an event. Runs of a repeatable request differ in where events
@@ -208,6 +236,8 @@ void response_pump(struct response_reader *r)
         r->at = next;
         give(r, choice, &ev);
     }
+    if (e->busy == 1) /* nobody else is reading an event of it */
+        shorten(e);
     e->busy--;
     entry_put(e);
 }
@@ -366,31 +396,12 @@ static void fail(struct response_entry *e, int choice, const struct engine_event
     }
 }
 
-/* Hands an event on: from the record, or as it is. */
-static void spread(struct response_entry *e, int choice, const struct engine_event *ev)
+static void spread(struct response_entry *e)
 {
-    if (e->loose) {
-        if (e->readers)
-            give(e->readers, choice, ev);
-        return;
-    }
     for (struct response_reader *r = e->readers, *next; r; r = next) {
         next = r->next;
         response_pump(r);
     }
-}
-
-/* An answer that outgrows what may be kept is not recorded any further, if nobody needs the record:
- * else one long answer could take any amount of memory. */
-static void loosen(struct response_entry *e)
-{
-    struct response_reader *r = e->readers;
-    if (!too_large(e) || !r || r->next || r->at != e->record.bytes.len)
-        return;
-    e->loose = true;
-    r->at = 0;
-    response_record_release(&e->record);
-    response_unindex(e);
 }
 
 void response_add(struct response_reader *leader, int choice, const struct engine_event *ev)
@@ -402,14 +413,12 @@ void response_add(struct response_reader *leader, int choice, const struct engin
     if (ev->finish > FINISH_LENGTH) {
         fail(e, choice, ev);
     } else {
-        if (!e->loose)
-            response_record_add(&e->record, choice, ev);
+        response_record_add(&e->record, choice, ev);
         e->n_over += ev->finish != FINISH_NONE;
         if (e->n_over == e->n_choices)
             keep(e);
-        spread(e, choice, ev);
-        if (e->state == RESPONSE_FILLING && !e->loose)
-            loosen(e);
+        spread(e);
+        shorten(e);
     }
     e->busy--;
     entry_put(e);

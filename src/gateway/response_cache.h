@@ -17,7 +17,8 @@
  *   hears so: a follower runs the request again, and whoever has seen a part of the answer sees the
  *   rest of it, provided that the request is repeatable. The second failure is everybody's.
  * - Kept are at most budget_bytes, the least recently used go first. An answer larger than an
- *   eighth of that is handed on and not kept.
+ *   eighth of that is handed on and not kept; then the leader holds too while a slow reader is an
+ *   eighth behind.
  *
  * Everything belongs to one thread. Callbacks may call any function here for their own reader. */
 #pragma once

@@ -20,7 +20,7 @@ struct response_entry {
     enum response_state state;
     bool indexed; /* cache->entries has it */
     bool counted; /* WHOLE and indexed: in the list by age of use, its bytes are counted */
-    bool loose;   /* too large to keep, one reader: events are handed on and not recorded */
+    bool loose;   /* too large to keep: what all readers have read is dropped from the record */
     bool no_keep; /* dropped while it was being made */
     bool repeatable;
     bool held; /* the leader was told to hold */

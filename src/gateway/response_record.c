@@ -87,6 +87,13 @@ size_t response_record_read(const struct response_record *r, size_t at, int *cho
     return at + h.bytes;
 }
 
+void response_record_drop(struct response_record *r, size_t n)
+{
+    buf_consume(&r->bytes, n);
+    if (!r->bytes.len)
+        buf_release(&r->bytes);
+}
+
 size_t response_record_bytes(const struct response_record *r)
 {
     return r->bytes.cap;

@@ -20,6 +20,9 @@ void response_record_add(struct response_record *r, int choice, const struct eng
 size_t response_record_read(const struct response_record *r, size_t at, int *choice,
                             struct engine_event *ev);
 
+/* Forgets the first n bytes, which end with an event: offsets are n less from now on. */
+void response_record_drop(struct response_record *r, size_t n);
+
 size_t response_record_bytes(const struct response_record *r); /* of memory */
 void response_record_trim(struct response_record *r);          /* gives spare memory back */
 void response_record_release(struct response_record *r);

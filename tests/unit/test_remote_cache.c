@@ -240,7 +240,7 @@ static void pair_open_with(struct pair *p, struct rig_opts o, const char *more)
              "balance: {retries: 0}\n%s",
              p->up.port, more);
     o.config = config.data;
-    o.response_cache = 32 << 20;
+    o.response_cache = 64 << 20; /* a reader may be an eighth behind */
     rig_open(&p->r, &o);
     buf_release(&config);
 }

@@ -528,6 +528,42 @@ static void test_too_large(void **state)
     }
 }
 
+/* Of an answer that is too large to keep, only what a slow reader has yet to read takes memory, and
+ * that is bounded. */
+static void test_far_behind(void **state)
+{
+    enum { BUDGET = 64 << 10, EVENT_BYTES = 32 }; /* and more */
+    struct rig r;
+    struct client lead, slow;
+    int n = 0;
+    rig_open(&r, BUDGET);
+    open_client(&r, &lead, "a");
+    open_client(&r, &slow, "a");
+    for (int round = 0; round < 20; round++) {
+        slow.pause_after = slow.n_events + 10;
+        int from = n;
+        while (!lead.held) {
+            add(&lead, 0, n++, 1, FINISH_NONE);
+            assert_true(n - from < BUDGET / 4 / EVENT_BYTES);
+        }
+        assert_int_equal(lead.n_ids[0], n); /* the other one never waits */
+        assert_int_equal(slow.n_ids[0], from + 10);
+        slow.pause_after = 0;
+        response_pause(&slow.reader, false);
+        assert_int_equal(slow.n_ids[0], n);
+        assert_false(lead.held);
+    }
+    add(&lead, 0, n, 1, FINISH_STOP);
+    add(&lead, 1, 0, 1, FINISH_STOP);
+    response_unlead(&lead.reader);
+    assert_string_equal(buf_str(&lead.text[0]), buf_str(&slow.text[0]));
+    assert_int_equal(slow.finish[1], FINISH_STOP);
+    client_release(&lead);
+    client_release(&slow);
+    expect_found(&r, "a", RESPONSE_LEAD);
+    response_cache_free(r.cache);
+}
+
 static void test_drop(void **state)
 {
     static const struct {
@@ -713,6 +749,7 @@ int main(void)
         cmocka_unit_test(test_eviction),     cmocka_unit_test(test_too_large),
         cmocka_unit_test(test_drop),         cmocka_unit_test(test_rendered),
         cmocka_unit_test(test_key),          cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_far_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
