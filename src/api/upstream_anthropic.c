@@ -50,11 +50,13 @@ static int read_stop(struct upstream_asking *a, const struct upstream_field *f, 
     return 0;
 }
 
+/* `user` wins over `safety_identifier`, as where the engine is ours. */
 static int read_user(struct upstream_asking *a, const struct upstream_field *f, const json_t *v,
                      struct err *e)
 {
-    if (json_string_length(v))
-        json_object_set(member_of(a, "metadata"), f->to, (json_t *)v);
+    json_t *metadata = member_of(a, "metadata");
+    if (strcmp(f->name, "user") == 0 || !json_object_get(metadata, f->to))
+        json_object_set(metadata, f->to, (json_t *)v);
     return 0;
 }
 

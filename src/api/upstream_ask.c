@@ -23,7 +23,6 @@ static const char *const elsewhere[] = {
     "user",
     "safety_identifier",
     "continue_final_message",
-    "add_generation_prompt",
 };
 
 int upstream_cannot(const struct upstream_asking *a, const char *name, struct err *e)
@@ -43,7 +42,19 @@ static int read_stream_options(struct upstream_asking *a, const struct upstream_
     return running ? upstream_cannot(a, "stream_options.continuous_usage_stats", e) : 0;
 }
 
-static const struct upstream_field common[] = {{"stream_options", read_stream_options, NULL}};
+/* A last message of the assistant's is continued there as a matter of course, and any other is not.
+ */
+static int read_generation_prompt(struct upstream_asking *a, const struct upstream_field *f,
+                                  const json_t *v, struct err *e)
+{
+    bool continues = json_is_true(json_object_get(a->q->body, "continue_final_message"));
+    return json_is_true(v) || continues ? 0 : upstream_cannot(a, f->name, e);
+}
+
+static const struct upstream_field common[] = {
+    {"stream_options", read_stream_options, NULL},
+    {"add_generation_prompt", read_generation_prompt, NULL},
+};
 
 static const struct upstream_field *find(const struct upstream_field *fields, size_t n,
                                          const char *name)
@@ -69,12 +80,12 @@ int upstream_read_fields(struct upstream_asking *a, const struct upstream_field 
     json_t *v;
     json_object_foreach((json_t *)a->q->body, name, v)
     {
-        const struct upstream_field *f = find(fields, n, name);
         int rc = 0;
-        if (!f)
-            f = find(common, sizeof common / sizeof *common, name);
         if (json_is_null(v))
             continue;
+        const struct upstream_field *f = find(fields, n, name);
+        if (!f)
+            f = find(common, sizeof common / sizeof *common, name);
         if (f)
             rc = f->fn(a, f, v, e);
         else if (!is_elsewhere(name) && !openai_asks_nothing(a->q->endpoint, name, v))

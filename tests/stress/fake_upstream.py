@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""An OpenAI-like server that misbehaves on command. usage: fake_upstream.py PORT NAME
+"""A server that misbehaves on command. usage: fake_upstream.py PORT NAME [API]; API is the dialect:
+openai, ollama or anthropic.
 
 A request whose last message is "REQUEST N" is answered with N words, "REQUEST/NAME/i" each, so that
 the reader can tell which words are missing, twice or somebody else's. Standard input takes a mode a
@@ -12,7 +13,8 @@ import random
 import sys
 import time
 
-PORT, NAME = int(sys.argv[1]), sys.argv[2]
+PORT, NAME, API = int(sys.argv[1]), sys.argv[2], (sys.argv[3:] or ["openai"])[0]
+PATH = {"openai": "/v1/chat/completions", "ollama": "/api/chat", "anthropic": "/v1/messages"}[API]
 mode = "ok"
 rng = random.Random(PORT)
 
@@ -27,7 +29,20 @@ def words(content):
     return [f"{request}/{NAME}/{i}" for i in range(int(n))]
 
 
+def asked(query):
+    content = query["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[0]["text"]
+
+
 def whole(said):
+    if API == "ollama":
+        return json.dumps({"message": {"role": "assistant", "content": " ".join(said)}, "done": True,
+                           "done_reason": "stop", "prompt_eval_count": 3,
+                           "eval_count": len(said)}).encode()
+    if API == "anthropic":
+        return json.dumps({"type": "message", "content": [{"type": "text", "text": " ".join(said)}],
+                           "stop_reason": "end_turn",
+                           "usage": {"input_tokens": 3, "output_tokens": len(said)}}).encode()
     return json.dumps({"id": "x", "object": "chat.completion", "choices": [
         {"index": 0, "finish_reason": "stop",
          "message": {"role": "assistant", "content": " ".join(said)}}],
@@ -35,6 +50,12 @@ def whole(said):
 
 
 def event(text):
+    if API == "ollama":
+        return json.dumps({"message": {"content": text}, "done": False}).encode() + b"\n"
+    if API == "anthropic":
+        return (b"event: content_block_delta\ndata: " + json.dumps(
+            {"type": "content_block_delta", "index": 0,
+             "delta": {"type": "text_delta", "text": text}}).encode() + b"\n\n")
     return b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": [
         {"index": 0, "delta": {"content": text}}]}).encode() + b"\n\n"
 
@@ -43,8 +64,11 @@ def chunk(data):
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n")
+HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" %
+        (b"application/x-ndjson" if API == "ollama" else b"text/event-stream"))
+LAST = {"openai": b"data: [DONE]\n\n",
+        "ollama": b'{"message":{"content":""},"done":true,"done_reason":"stop"}\n',
+        "anthropic": b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'}[API]
 
 
 async def stream(w, said, cut=None):
@@ -59,7 +83,7 @@ async def stream(w, said, cut=None):
         w.write(chunk(e))
         await w.drain()
         await asyncio.sleep(0.002)
-    w.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+    w.write(chunk(LAST) + b"0\r\n\r\n")
     await w.drain()
     return True
 
@@ -87,7 +111,7 @@ async def misbehave(w, said, streams):
             w.write(HEAD + b"".join(chunk(event(s)) for s in said[:n]) +
                     chunk(b"data: " + bytes(rng.randrange(32, 127) for _ in range(50)) + b"\n\n"))
             return await w.drain()
-        if which == 2: # ends well, but without [DONE]
+        if which == 2: # ends well, but without its last event
             w.write(HEAD + b"".join(chunk(event(s)) for s in said[:3]) + b"0\r\n\r\n")
             return await w.drain()
     w.write(rng.choice(wrong))
@@ -102,7 +126,7 @@ async def serve(r, w):
             size = [line.split(":")[1] for line in head.lower().split("\r\n")
                     if line.startswith("content-length:")]
             body = await r.readexactly(int(size[0])) if size else b""
-            chat = path == "/v1/chat/completions"
+            chat = path == PATH
             if chat:
                 print("chat", time.time(), mode, flush=True)
             if mode == "hang":
@@ -121,7 +145,7 @@ async def serve(r, w):
                     return
                 continue
             query = json.loads(body)
-            said = words(query["messages"][-1]["content"])
+            said = words(asked(query))
             if mode == "garbage" and rng.random() < 0.8:
                 await misbehave(w, said, query.get("stream"))
                 return

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Three upstreams that are killed, hang and answer garbage at random, behind one gateway.
+"""Three upstreams, each of another dialect, that are killed, hang and answer garbage at random, behind
+one gateway.
 
 Every request must be answered right, or with a clear error, within its deadline; what a stream brings
 comes from one upstream, in order, once. While the breaker keeps an upstream out, it gets nothing but
@@ -30,13 +31,13 @@ SECONDS = float(os.environ.get("FAULTS_SECONDS", "20"))
 CLIENTS = 8
 DEADLINE_S = 4
 IN_FLIGHT_S = 0.1  # a request that was sent before the ejection may arrive after it
-NAMES = ["ant", "bee", "cat"]
+NAMES = {"ant": "openai", "bee": "ollama", "cat": "anthropic"}
 CONFIG = """
 backends:
 %s
 balance: {policy: least-tokens, retries: 2}
 """
-BACKEND = """  - {name: %s, url: "http://127.0.0.1:%d", models: [m], first_byte_timeout: 1s,
+BACKEND = """  - {name: %s, url: "http://127.0.0.1:%d", api: %s, models: [m], first_byte_timeout: 1s,
      idle_timeout: 1s, connect_timeout: 500ms, probe: 200ms, probe_timeout: 300ms, eject: 200ms,
      eject_max: 1s, slow_start: 500ms}
 """
@@ -51,11 +52,13 @@ def free_port():
 class Upstream:
     def __init__(self, name):
         self.name, self.port, self.chats, self.mode = name, free_port(), [], "ok"
+        self.row = BACKEND % (name, self.port, NAMES[name])
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "fake_upstream.py", str(self.port), self.name],
+            [sys.executable, HERE / "fake_upstream.py", str(self.port), self.name,
+             NAMES[self.name]],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "listening\n"
         threading.Thread(target=self.read, args=(self.process.stdout,), daemon=True).start()
@@ -112,7 +115,8 @@ def read_stream(reply, request, n):
     check(text.endswith("data: [DONE]\n\n"), "no end", text[-200:])
     events = [e.removeprefix("data: ") for e in text[:-2].split("\n\n")]
     events = [json.loads(e) for e in events[:-1] if not e.startswith(":")]
-    words = [e["choices"][0]["delta"]["content"] for e in events if "choices" in e]
+    words = [e["choices"][0]["delta"].get("content") for e in events if "choices" in e]
+    words = [w for w in words if w]  # a translated stream begins with the role
     errors = [e["error"] for e in events if "error" in e]
     check(len(errors) <= 1 and (not errors or "error" in events[-1]), "errors", errors)
     right(words, request, n, not errors)
@@ -223,7 +227,7 @@ def test_faults():
     upstreams = [Upstream(n) for n in NAMES]
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
-            f.write(CONFIG % "".join(BACKEND % (u.name, u.port) for u in upstreams))
+            f.write(CONFIG % "".join(u.row for u in upstreams))
             f.flush()
             with Service("--config", f.name, file="none",
                          limit_s=SECONDS + 300) as s:
@@ -269,9 +273,8 @@ class Few:
     """`with Few(n, ...) as (s, upstreams)`: n upstreams behind a gateway."""
 
     def __init__(self, n, lines="", **balance):
-        self.upstreams = [Upstream(name) for name in NAMES[:n]]
-        rows = "".join((BACKEND % (u.name, u.port)).replace("}\n", lines + "}\n")
-                       for u in self.upstreams)
+        self.upstreams = [Upstream(name) for name in list(NAMES)[:n]]
+        rows = "".join(u.row.replace("}\n", lines + "}\n") for u in self.upstreams)
         self.file = tempfile.NamedTemporaryFile("w", suffix=".yaml")
         self.file.write(f"backends:\n{rows}balance: {json.dumps(balance)}\n")
         self.file.flush()
