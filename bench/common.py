@@ -21,12 +21,18 @@ def model_file(name):
     path = ROOT / f"build/models/{arch}-{quant}.gguf"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([ROOT / "build/bench/synth-gguf", arch, quant, path], check=True)
+        print(f"making {path.relative_to(ROOT)}, which takes minutes for a large model", file=sys.stderr)
+        part = path.with_suffix(".part")  # so that half a file is never taken for a model
+        subprocess.run([ROOT / "build/bench/synth-gguf", arch, quant, part], check=True)
+        part.rename(path)
     return path
 
 
 def machine():
     """What a figure belongs to. A load over 0.5 before the run makes it worthless."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"other programs are at work (load {load:.1f}): the figures will mean little", file=sys.stderr)
     info = {}
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -36,7 +42,7 @@ def machine():
     return {"cpu": info.get("model name"), "family": info.get("cpu family"), "cores": os.cpu_count(),
             "memory_mib": memory, "commit": commit.stdout.decode().strip(),
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "load_before": os.getloadavg()[0]}
+            "load_before": load}
 
 
 def run_json(*args):

@@ -5,6 +5,10 @@ usage: bench/run.py [--models NAME,...] [--rounds N] [--out NAME]
 
 Each model is measured --rounds times, all models in turn; figures are medians. Writes
 bench/results/NAME.json and a Markdown table. The kernels alone: build/bench/bench-kernels.
+
+All of it takes hours and 20 GB of disk for models that are made at first use and their packed form;
+`--models smollm2 --rounds 1` takes a few minutes. Unless told, models that this machine has too
+little memory for are left out.
 """
 import argparse
 import json
@@ -13,7 +17,8 @@ import sys
 
 from common import RESULTS, ROOT, machine, model_file, run_json
 
-MODELS = "phi3-mini:q4_0,phi3-mini:q4_k_m,llama3.1-8b:q4_k_m,smollm2"
+# and the memory in GiB that a run takes
+MODELS = {"phi3-mini:q4_0": 4, "phi3-mini:q4_k_m": 4, "llama3.1-8b:q4_k_m": 7, "smollm2": 1}
 # a name for each pass, and what it adds to the command
 PASSES = {
     "short": ["--batch", "1,2,4,8,16,32", "--context", "16"],
@@ -68,13 +73,16 @@ def table(report):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", default=MODELS)
+    parser.add_argument("--models", help=",".join(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", type=lambda s: s.split(";"), default=list(PASSES),
                         help="short;4096, q8_0 KV")
     parser.add_argument("--out", default="engine")
     options = parser.parse_args()
-    facts, names = machine(), options.models.split(",")
+    facts = machine()
+    names = options.models.split(",") if options.models else [
+        name for name, gib in MODELS.items() if gib * 1024 <= facts["memory_mib"]]
+    print(f"{options.rounds} rounds of {', '.join(names)}", flush=True)
     for name in names:
         model_file(name)
     runs = {name: [] for name in names}

@@ -7,7 +7,7 @@ import time
 import service
 from common import machine, model_file
 from serving_client import begin, body, exact
-from serving_kit import Server, bound, ids_of, median, percentile, write_report
+from serving_kit import Server, bound, median, percentile, text_of, write_report
 
 WARM_S = 2  # streams run for so long before what they get is counted
 
@@ -40,7 +40,7 @@ def counted(answers, start, end):
 
 def measure(build, number, server, folder, names, options):
     """A row for the models of these names, busy at once."""
-    requests = [exact(body(ids_of(server, f"{name} {i}", 32), options.gen, speculate=False,
+    requests = [exact(body(text_of(server, f"{name} {i}", 32), options.gen, speculate=False,
                            model=str(folder / f"{name}.gguf")))
                 for name in names for i in range(options.clients)]
     answers, start, end = asyncio.run(stream_for(server.port, requests, options.seconds))
