@@ -45,6 +45,8 @@ struct pool {
     pthread_mutex_t lock;     /* guards turns */
     pthread_cond_t turn_over; /* somebody has left */
     struct turns turns;
+    atomic_int n_waiting; /* for their turn */
+    int64_t slice_ns;
 };
 
 struct worker {
@@ -135,6 +137,7 @@ static void init_turns(struct pool *p)
     pthread_cond_init(&p->turn_over, &attr);
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&p->lock, NULL);
+    p->slice_ns = POOL_SLICE_NS;
 }
 
 int pool_new(struct pool **out, int n_threads, struct err *e)
@@ -187,10 +190,10 @@ int pool_threads(const struct pool *p)
     return p->n;
 }
 
-bool pool_enter(struct pool *p, struct turn_user *u)
+/* Under the lock; u has asked. */
+static void wait_turn(struct pool *p, struct turn_user *u)
 {
-    pthread_mutex_lock(&p->lock);
-    turn_ask(&p->turns, u);
+    atomic_fetch_add(&p->n_waiting, 1);
     for (;;) {
         int64_t until = INT64_MAX;
         if (!p->turns.holder && turn_next(&p->turns, clock_ns(), &until) == u)
@@ -201,18 +204,56 @@ bool pool_enter(struct pool *p, struct turn_user *u)
         else
             pthread_cond_timedwait(&p->turn_over, &p->lock, &at);
     }
-    bool others = turn_begin(&p->turns, u, clock_ns());
+    atomic_fetch_sub(&p->n_waiting, 1);
+    turn_begin(&p->turns, u, clock_ns());
+}
+
+static void end_turn(struct pool *p)
+{
+    turn_end(&p->turns, clock_ns());
+    if (p->turns.waiting)
+        pthread_cond_broadcast(&p->turn_over);
+}
+
+void pool_enter(struct pool *p, struct turn_user *u)
+{
+    pthread_mutex_lock(&p->lock);
+    turn_ask(&p->turns, u);
+    wait_turn(p, u);
     pthread_mutex_unlock(&p->lock);
-    return others;
 }
 
 void pool_leave(struct pool *p)
 {
     pthread_mutex_lock(&p->lock);
-    turn_end(&p->turns, clock_ns());
-    if (p->turns.waiting)
-        pthread_cond_broadcast(&p->turn_over);
+    end_turn(p);
     pthread_mutex_unlock(&p->lock);
+}
+
+/* Only the holder changes begun_ns while it holds. */
+bool pool_wanted(const struct pool *p)
+{
+    return atomic_load_explicit(&p->n_waiting, memory_order_relaxed) &&
+           clock_ns() - p->turns.begun_ns >= p->slice_ns;
+}
+
+void pool_yield(struct pool *p)
+{
+    pthread_mutex_lock(&p->lock);
+    struct turn_user *u = p->turns.holder;
+    if (u && p->turns.waiting) {
+        int64_t left_ns = clock_ns();
+        end_turn(p);
+        turn_ask(&p->turns, u);
+        wait_turn(p, u);
+        u->away_ns += p->turns.begun_ns - left_ns;
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pool_set_slice(struct pool *p, int64_t slice_ns)
+{
+    p->slice_ns = slice_ns;
 }
 
 void pool_run(struct pool *p, pool_fn *fn, void *arg)

@@ -35,9 +35,8 @@ struct turn_user *turn_next(const struct turns *t, int64_t now_ns, int64_t *unti
     return NULL;
 }
 
-bool turn_begin(struct turns *t, struct turn_user *u, int64_t now_ns)
+void turn_begin(struct turns *t, struct turn_user *u, int64_t now_ns)
 {
-    bool others = t->latest && t->latest != u;
     struct turn_user **at = &t->waiting;
     while (*at && *at != u)
         at = &(*at)->next;
@@ -47,7 +46,6 @@ bool turn_begin(struct turns *t, struct turn_user *u, int64_t now_ns)
     t->latest = u;
     t->begun_ns = now_ns;
     t->virtual_ns = u->used_ns;
-    return others || t->waiting;
 }
 
 void turn_end(struct turns *t, int64_t now_ns)

@@ -23,6 +23,7 @@ enum { TURN_PATIENCE_NS = 5000000 };
 struct turn_user {
     struct turn_user *next; /* that waits */
     int64_t used_ns;        /* virtual time: what it used, or what it did not while it was away */
+    int64_t away_ns;        /* that it waited within its turns (pool_yield) */
 };
 
 /* {0} at first. */
@@ -41,6 +42,6 @@ void turn_ask(struct turns *t, struct turn_user *u);
  * let the latest one come back until *until_ns. */
 struct turn_user *turn_next(const struct turns *t, int64_t now_ns, int64_t *until_ns);
 
-/* turn_next has named u: it holds. True: others are about, who wait or had the turn before. */
-bool turn_begin(struct turns *t, struct turn_user *u, int64_t now_ns);
+/* turn_next has named u: it holds. */
+void turn_begin(struct turns *t, struct turn_user *u, int64_t now_ns);
 void turn_end(struct turns *t, int64_t now_ns);

@@ -371,7 +371,7 @@ static void enter_pool(struct engine *g)
     if (!g->o.pool)
         return;
     int64_t begin = clock_ns();
-    g->sched.others = pool_enter(g->o.pool, &g->turn);
+    pool_enter(g->o.pool, &g->turn);
     g->count.turns_ms += (double)(clock_ns() - begin) * 1e-6;
     g->in_pool = true;
     engine_drain_inbox(g);
@@ -384,16 +384,18 @@ static void leave_pool(struct engine *g)
     g->in_pool = false;
 }
 
-/* Others compute while this one samples. */
+/* Others compute while this one samples, and where the model yields: that is none of its time. */
 static void run_batch(struct engine *g)
 {
-    int64_t begin = g->o.now_ns(g->o.now_arg);
+    int64_t begin = g->o.now_ns(g->o.now_arg), away = g->turn.away_ns;
     atomic_store(&g->step_started_ms, clock_ms());
     forward(g);
     leave_pool(g);
     commit(g);
     atomic_store(&g->step_started_ms, 0);
-    double ms = (double)(g->o.now_ns(g->o.now_arg) - begin) * 1e-6;
+    away = g->turn.away_ns - away;
+    g->count.turns_ms += (double)away * 1e-6;
+    double ms = (double)(g->o.now_ns(g->o.now_arg) - begin - away) * 1e-6;
     sched_measured(&g->sched, ms);
     count_step(g, ms);
 }

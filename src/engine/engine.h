@@ -141,8 +141,8 @@ void engine_events_free(struct engine_event *list);
 struct engine_opts {
     struct engine_model model;
     const struct tokenizer *tokenizer; /* outlives the engine; for text and end-of-generation ids */
-    struct pool *pool; /* that others compute on too: each step is a turn. Outlives the engine;
-                          NULL: nobody else does */
+    struct pool *pool; /* that others compute on too: a step is a turn, in which the model may
+                          yield. Outlives the engine; NULL: nobody else does */
     int max_running;   /* most sequences in a step, 0: 64 */
     int max_queue;     /* most requests waiting, 0: 1024 */
     int step_ms;       /* most a step should take while streams run, 0: 150 */
@@ -230,7 +230,7 @@ struct engine_stats {
     uint64_t drafts, draft_tokens,
         accepted_tokens; /* speculation: guesses, their tokens, how many held */
     double steps_ms;     /* time in steps */
-    double turns_ms;     /* time waited before them for others of opts.pool */
+    double turns_ms;     /* time waited before and within them for others of opts.pool */
     double last_step_ms;
     int last_step_tokens;
 };

@@ -334,8 +334,7 @@ static enum sched_answer admit(struct sched *s, struct sched_item *item)
  * many times that, where a third of step_ms is short enough for anybody. Without decodes nobody
  * waits for the end of the step but those who come meanwhile; long chunks of a prompt are cheaper.
  * One that has been alone for a while is likely to stay so, and one that others wait for, as its
- * beginning is theirs, is the way to their first tokens too. But where others compute too, a step
- * is as short as if there were a stream: there may be streams among them. */
+ * beginning is theirs, is the way to their first tokens too. */
 static const double stretch = 2.2, long_steps = 1.5, alone_steps = 4;
 
 /* However long the decodes take, prompts get a fifth of the time: answers end only if others begin.
@@ -353,10 +352,9 @@ static bool is_awaited(const struct sched *s)
 
 static double step_target(const struct sched *s)
 {
-    if (!s->n_plan && !s->others)
+    if (!s->n_plan)
         return s->step_ms * (s->alone_ms < ALONE_MS && !is_awaited(s) ? long_steps : alone_steps);
-    int n_tokens = s->n_plan ? s->n_plan_tokens : 1;
-    double decodes = cost_predict(&s->cost, n_tokens, s->plan_attention);
+    double decodes = cost_predict(&s->cost, s->n_plan_tokens, s->plan_attention);
     double target = fmax(stretch * decodes, s->step_ms / 3);
     return fmax(fmin(target, s->step_ms), least_stretch * decodes);
 }

@@ -79,7 +79,6 @@ struct sched {
     int max_running, max_batch_tokens;
     int spec_tokens; /* a step of decodes is filled up to so many tokens with guesses, 0: none */
     double step_ms;
-    bool others; /* compute on the same processors: their streams wait for this step too */
     struct cost cost;
     struct sched_list waiting, running; /* by arrival; by priority and arrival */
     struct sched_item **plan;           /* [max_running], n_plan of them in this step */

@@ -252,6 +252,8 @@ static void run_layer(const struct worker *k, int index)
     input(k, &(struct source){s->x, l->attn_norm, NULL, n, n_embd, qkv}, l->qkv, 3);
     product_qkv(k, l, qkv);
     attend(k, index);
+    if (k->ith == 0) /* between two barriers, so that all threads see the same after the layer */
+        k->st->yields = pool_wanted(m->pool);
     if (index == m->hp.n_layers - 1 && drops_rows(k->st)) {
         n = k->st->n_rows;
         if (!n)
@@ -267,15 +269,23 @@ static void run_layer(const struct worker *k, int index)
     product(k, (struct matmul){.w = &l->down, .out = s->x, .add = true}, n, down);
 }
 
+/* From st->layer on to the end, or to where others want the pool: then st->layer says how far. */
 static void run_step(void *arg, int ith, int nth)
 {
     struct step *st = arg;
     const struct model *m = st->m;
     const struct worker k = {st, m, ith, nth};
-    embed(&k);
-    for (int i = 0; i < m->hp.n_layers; i++)
-        run_layer(&k, i);
-    if (!st->n_rows)
+    int n_layers = m->hp.n_layers, i = st->layer;
+    if (!i)
+        embed(&k);
+    while (i < n_layers) {
+        run_layer(&k, i++);
+        if (i < n_layers && st->yields)
+            break;
+    }
+    if (ith == 0)
+        st->layer = i;
+    if (i < n_layers || !st->n_rows)
         return;
     const struct packed_matrix *w = &m->weights.output;
     struct lora_site nowhere = {-1, LORA_INPUTS};
@@ -319,4 +329,8 @@ void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *s
     lora_list(&m->scratch.lora, seqs, n_seqs);
     memset(m->scratch.runs, 0, (size_t)pool_threads(m->pool) * sizeof *m->scratch.runs);
     pool_run(m->pool, run_step, &st);
+    while (st.layer < m->hp.n_layers) {
+        pool_yield(m->pool);
+        pool_run(m->pool, run_step, &st);
+    }
 }

@@ -12,6 +12,8 @@ struct step {
     int n_seqs;
     int n_tokens, n_rows; /* of the batch; whose logits are wanted */
     float *logits;
+    int layer;                 /* the first one that is not computed yet */
+    bool yields;               /* others want the pool: the job ends after this layer */
     bool place_inside;         /* attention places the keys it needs itself */
     _Atomic int64_t next_unit; /* of attention; counts on through all layers */
 };

@@ -19,7 +19,8 @@
 struct model;
 
 struct model_opts {
-    struct pool *pool; /* outlives the model; who shares it has the turn during model_forward */
+    struct pool *pool; /* outlives the model; who shares it has the turn when model_forward is
+                          called, which yields it between layers */
     const char *isa;   /* "auto", "avx512", "avx2", "scalar"; NULL is auto */
     enum kv_type kv_type;
     int max_batch_tokens; /* most tokens in one step, 0: 512 */

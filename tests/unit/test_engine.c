@@ -784,50 +784,6 @@ static void test_engines_take_turns(void **state)
     pool_free(pool);
 }
 
-/* A token takes a millisecond. */
-static int64_t token_time(void *arg)
-{
-    return ((struct fake_model *)arg)->n_computed * 1000000;
-}
-
-/* The longest step of a prompt of 350 tokens, after one that taught the engine what a token costs.
- */
-static int longest_step(bool others)
-{
-    struct fixture f;
-    struct turn_user other = {0};
-    struct rng rng;
-    int32_t prompt[350];
-    struct engine_opts o = {.manual = true, .step_ms = 50, .now_ns = token_time};
-    rng_seed(&rng, 6);
-    assert_int_equal(pool_new(&o.pool, 1, NULL), 0);
-    o.now_arg = &f.model;
-    open_fixture(&f, 64, 400, o);
-    for (int i = 0; i < 2; i++) {
-        f.model.most_tokens = 0;
-        fill_prompt(&rng, prompt, 350);
-        struct engine_request r = greedy_request(prompt, 350, 2, &f.answers[i]);
-        submit(&f, &r);
-        do {
-            if (others) {
-                pool_enter(o.pool, &other);
-                pool_leave(o.pool);
-            }
-        } while (engine_step(f.g));
-        expect(&f, &r);
-    }
-    int longest = f.model.most_tokens;
-    close_fixture(&f);
-    pool_free(o.pool);
-    return longest;
-}
-
-static void test_others_make_steps_short(void **state)
-{
-    assert_in_range(longest_step(true), 10, 60);
-    assert_in_range(longest_step(false), 70, 350);
-}
-
 /* The watchdog sees a step that does not end. */
 
 struct hang {
@@ -888,7 +844,6 @@ int main(void)
         cmocka_unit_test(test_forget),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_engines_take_turns),
-        cmocka_unit_test(test_others_make_steps_short),
         cmocka_unit_test(test_watchdog),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);

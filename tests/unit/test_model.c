@@ -6,6 +6,8 @@
 
 #include <glob.h>
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -233,6 +235,60 @@ static void test_chunks(void **state)
         }
         free(whole);
         free(parts);
+        rig_close(&r);
+    }
+}
+
+/* Somebody who wants the pool all the time. */
+struct other {
+    struct pool *pool;
+    atomic_bool stop;
+    atomic_int n_turns;
+};
+
+static void *compete(void *arg)
+{
+    struct other *o = arg;
+    struct turn_user turn = {0};
+    while (!atomic_load(&o->stop)) {
+        pool_enter(o->pool, &turn);
+        atomic_fetch_add(&o->n_turns, 1);
+        pool_leave(o->pool);
+    }
+    return NULL;
+}
+
+/* A step that yields between any two layers gives the same bits. */
+static void test_yields(void **state)
+{
+    enum { N = 60 };
+    for (int n_threads = 1; n_threads <= 3; n_threads++) {
+        struct rig r = rig_open("tiny-llama", "q4_k_m", (struct model_opts){0}, n_threads);
+        struct turn_user turn = {0};
+        struct other other = {.pool = r.pool};
+        struct rng rng;
+        pthread_t thread;
+        rng_seed(&rng, 12);
+        int32_t tokens[N], blocks[N_BLOCKS];
+        random_tokens(&rng, tokens, N, r.n_vocab);
+        size_t size = (size_t)N * (size_t)r.n_vocab;
+        float *alone = xcalloc(size, sizeof *alone), *beside = xcalloc(size, sizeof *beside);
+        for (int i = 0; i < N_BLOCKS; i++)
+            blocks[i] = i;
+        run_chunks(&r, &rng, tokens, N, 20, blocks, alone);
+        pool_set_slice(r.pool, 0);
+        assert_int_equal(pthread_create(&thread, NULL, compete, &other), 0);
+        while (turn.away_ns == 0) {
+            pool_enter(r.pool, &turn);
+            run_chunks(&r, &rng, tokens, N, 20, blocks, beside);
+            pool_leave(r.pool);
+            assert_true(same_bits(beside, alone, size));
+        }
+        atomic_store(&other.stop, true);
+        pthread_join(thread, NULL);
+        assert_true(atomic_load(&other.n_turns) > 0);
+        free(alone);
+        free(beside);
         rig_close(&r);
     }
 }
@@ -543,11 +599,17 @@ static void test_open_fails_cleanly(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_type), cmocka_unit_test(test_long_context),
-        cmocka_unit_test(test_kv_types),   cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_batches),    cmocka_unit_test(test_shared_prefix),
-        cmocka_unit_test(test_isas),       cmocka_unit_test(test_packed_file),
-        cmocka_unit_test(test_bad_files),  cmocka_unit_test(test_open_fails_cleanly),
+        cmocka_unit_test(test_every_type),
+        cmocka_unit_test(test_long_context),
+        cmocka_unit_test(test_kv_types),
+        cmocka_unit_test(test_yields),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_shared_prefix),
+        cmocka_unit_test(test_isas),
+        cmocka_unit_test(test_packed_file),
+        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_open_fails_cleanly),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
 #include "unit.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -28,7 +29,7 @@ struct play {
     struct turns t;
     struct actor actors[USERS_MAX];
     int n;
-    int64_t now, idle, shared;
+    int64_t now, idle;
 };
 
 static void ask_all(struct play *p)
@@ -57,7 +58,7 @@ static void have_turn(struct play *p, struct actor *a)
 {
     int64_t wait = p->now - a->asked;
     a->longest_wait = wait > a->longest_wait ? wait : a->longest_wait;
-    p->shared += turn_begin(&p->t, &a->u, p->now);
+    turn_begin(&p->t, &a->u, p->now);
     for (int64_t end = p->now + a->length, at; p->now < end;) { /* others ask meanwhile */
         at = next_ready(p);
         p->now = at < end ? at : end;
@@ -103,7 +104,6 @@ static void test_one_alone(void **state)
     play(&p, 1000 * MS);
     assert_int_equal(p.actors[0].n_turns, 100);
     assert_int_equal(p.idle, 0);
-    assert_int_equal(p.shared, 0);
 }
 
 static void test_equals_alternate(void **state)
@@ -116,7 +116,6 @@ static void test_equals_alternate(void **state)
     assert_in_range(p.actors[0].longest_wait, 0, 10 * MS);
     assert_in_range(p.actors[1].longest_wait, 0, 10 * MS);
     assert_int_equal(p.idle, 0);
-    assert_int_equal(p.shared, 1000);
 }
 
 /* Equal time, whatever the lengths; nobody waits for more than one long turn and what the others
@@ -216,6 +215,10 @@ static void *take_turns(void *arg)
         pool_enter(s->pool, &u);
         assert_int_equal(++s->holders, 1);
         pool_run(s->pool, count_job, s);
+        s->holders--;
+        if (pool_wanted(s->pool))
+            pool_yield(s->pool);
+        assert_int_equal(++s->holders, 1);
         pool_run(s->pool, count_job, s);
         s->holders--;
         pool_leave(s->pool);
@@ -225,21 +228,51 @@ static void *take_turns(void *arg)
 
 static void test_threads(void **state)
 {
+    for (int64_t slice = 0; slice <= POOL_SLICE_NS; slice += POOL_SLICE_NS) {
+        struct sharing s = {0};
+        pthread_t threads[THREADS];
+        assert_int_equal(pool_new(&s.pool, 2, NULL), 0);
+        pool_set_slice(s.pool, slice);
+        for (int i = 0; i < THREADS; i++)
+            assert_int_equal(pthread_create(&threads[i], NULL, take_turns, &s), 0);
+        for (int i = 0; i < THREADS; i++)
+            pthread_join(threads[i], NULL);
+        assert_int_equal(s.jobs, 2 * THREADS * TURNS);
+        assert_false(pool_wanted(s.pool));
+        pool_yield(s.pool); /* of nobody's turn: nothing */
+        pool_free(s.pool);
+    }
+}
+
+static void *have_a_turn(void *arg)
+{
+    struct sharing *s = arg;
+    struct turn_user u = {0};
+    pool_enter(s->pool, &u);
+    s->jobs++;
+    pool_leave(s->pool);
+    return NULL;
+}
+
+/* A turn that has been long enough is given up to one who has used less; the time is counted. */
+static void test_yield(void **state)
+{
     struct sharing s = {0};
     struct turn_user u = {0};
-    pthread_t threads[THREADS];
-    assert_int_equal(pool_new(&s.pool, 2, NULL), 0);
-    assert_false(pool_enter(s.pool, &u));
+    pthread_t other;
+    assert_int_equal(pool_new(&s.pool, 1, NULL), 0);
+    pool_enter(s.pool, &u);
+    assert_false(pool_wanted(s.pool));
+    assert_int_equal(pthread_create(&other, NULL, have_a_turn, &s), 0);
+    while (!pool_wanted(s.pool))
+        sched_yield();
+    assert_int_equal(s.jobs, 0);
+    assert_int_equal(u.away_ns, 0);
+    pool_yield(s.pool);
+    assert_int_equal(s.jobs, 1);
+    assert_true(u.away_ns > 0 && u.used_ns >= POOL_SLICE_NS);
     pool_leave(s.pool);
-    for (int i = 0; i < THREADS; i++)
-        assert_int_equal(pthread_create(&threads[i], NULL, take_turns, &s), 0);
-    for (int i = 0; i < THREADS; i++)
-        pthread_join(threads[i], NULL);
-    assert_int_equal(s.jobs, 2 * THREADS * TURNS);
-    assert_true(pool_enter(s.pool, &u)); /* others were there since */
-    pool_leave(s.pool);
-    assert_false(pool_enter(s.pool, &u));
-    pool_leave(s.pool);
+    pthread_join(other, NULL);
     pool_free(s.pool);
 }
 
@@ -249,7 +282,7 @@ int main(void)
         cmocka_unit_test(test_one_alone),  cmocka_unit_test(test_equals_alternate),
         cmocka_unit_test(test_equal_time), cmocka_unit_test(test_pauses_save_nothing),
         cmocka_unit_test(test_random),     cmocka_unit_test(test_patience_ends),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_threads),    cmocka_unit_test(test_yield),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
