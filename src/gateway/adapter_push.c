@@ -73,10 +73,18 @@ static bool is_refused(const struct adapter_copy *c)
            clock_ms() < c->refused_until_ms;
 }
 
+/* It may be asked for now. */
+static bool is_there(const struct adapter_copy *c)
+{
+    return c->state == COPY_LOADED && c->epoch == epoch_of(c->backend);
+}
+
 const char *push_obstacle(const struct backend *b, const struct push_adapter *a)
 {
-    if (b->config.kind != BACKEND_VLLM)
-        return a->in_body && b->config.kind == BACKEND_OPENAI ? NULL : "takes no adapters of ours";
+    const struct backend_config *config = &b->config;
+    bool reads_body = config->kind == BACKEND_OPENAI && config->api == UPSTREAM_OPENAI;
+    if (config->kind != BACKEND_VLLM)
+        return a->in_body && reads_body ? NULL : "takes no adapters of ours";
     const struct adapter_copy *c = find(b, a->as);
     return c && is_refused(c) ? c->why.msg : NULL;
 }
@@ -84,7 +92,7 @@ const char *push_obstacle(const struct backend *b, const struct push_adapter *a)
 bool push_has(const struct backend *b, const struct push_adapter *a)
 {
     const struct adapter_copy *c = find(b, a->as);
-    return c && (c->state == COPY_LOADED || c->state == COPY_LOADING) && c->epoch == epoch_of(b);
+    return c && (is_there(c) || c->state == COPY_LOADING);
 }
 
 /* ---- memory ---- */
@@ -122,7 +130,7 @@ int push_count(const struct backend *b)
 {
     int n = 0;
     for (const struct adapter_copy *c = b->copies; c; c = c->next)
-        n += c->state == COPY_LOADED || c->state == COPY_LOADING;
+        n += is_there(c) || c->state == COPY_LOADING;
     return n;
 }
 
@@ -276,10 +284,6 @@ static void unloaded(struct http_call *call, const struct err *e)
 
 static void unload(struct adapter_copy *c)
 {
-    if (c->epoch != epoch_of(c->backend) && c->state == COPY_LOADED) {
-        copy_free(c); /* it is not there any more, as far as we know */
-        return;
-    }
     c->state = COPY_UNLOADING;
     call(c, "/v1/unload_lora_adapter", false, unloaded);
 }
@@ -288,7 +292,7 @@ static struct adapter_copy *idle_longest(const struct backend *b)
 {
     struct adapter_copy *best = NULL;
     for (struct adapter_copy *c = b->copies; c; c = c->next)
-        if (c->state == COPY_LOADED && !c->uses && (!best || c->used_ms < best->used_ms))
+        if (is_there(c) && !c->uses && (!best || c->used_ms < best->used_ms))
             best = c;
     return best;
 }
@@ -298,11 +302,12 @@ static void trim(struct backend *b)
 {
     for (struct adapter_copy *c = b->copies, *next; c; c = next) {
         next = c->next;
-        bool over = c->state == COPY_NONE || (c->unwanted && c->state == COPY_REFUSED);
-        if (over && !c->uses)
-            copy_free(c);
-        else if (c->unwanted && c->state == COPY_LOADED && !c->uses)
+        if (c->uses || c->call)
+            continue;
+        if (c->unwanted && is_there(c))
             unload(c);
+        else if (c->unwanted || (!is_there(c) && !is_refused(c)))
+            copy_free(c);
     }
     for (struct adapter_copy *c; push_count(b) > b->config.max_adapters && (c = idle_longest(b));)
         unload(c);
@@ -359,8 +364,7 @@ int push_take(struct backend *b, const struct push_adapter *a, struct push_use *
     c->used_ms = clock_ms();
     c->unwanted = false;
     u->copy = c;
-    bool here = c->state == COPY_LOADED && c->epoch == epoch_of(b);
-    if (here) {
+    if (is_there(c)) {
         *as = c->as;
         return 1;
     }
@@ -404,7 +408,7 @@ void push_write(const struct backend *b, struct jw *w)
 {
     jw_arr(w);
     for (const struct adapter_copy *c = b->copies; c; c = c->next)
-        if (c->state == COPY_LOADED && c->epoch == epoch_of(b))
+        if (is_there(c))
             jw_str(w, c->as);
     jw_arr_end(w);
 }
