@@ -66,7 +66,8 @@ def chunk(data):
 
 HEAD = (b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" %
         (b"application/x-ndjson" if API == "ollama" else b"text/event-stream"))
-LAST = {"openai": b"data: [DONE]\n\n",
+LAST = {"openai": b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+                  b"data: [DONE]\n\n",
         "ollama": b'{"message":{"content":""},"done":true,"done_reason":"stop"}\n',
         "anthropic": b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'}[API]
 

@@ -3,8 +3,10 @@
 one gateway.
 
 Every request must be answered right, or with a clear error, within its deadline; what a stream brings
-comes from one upstream, in order, once. While the breaker keeps an upstream out, it gets nothing but
-probes. FAULTS_SECONDS (20) sets how long the faults go on. Ends with "N passed, N failed"."""
+comes from one upstream, in order, once. A third of the requests share four questions and may be
+answered together or again, never by a part of an answer. While the breaker keeps an upstream out, it
+gets nothing but probes. FAULTS_SECONDS (20) sets how long the faults go on. Ends with "N passed, N
+failed"."""
 import collections
 import datetime
 import http.client
@@ -125,10 +127,10 @@ def read_stream(reply, request, n):
     return "cut" if errors else "ok"
 
 
-def ask(port, request, n, streams):
+def ask(port, request, n, streams, **more):
     c = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S + 10)
     body = json.dumps({"model": "m", "stream": streams,
-                       "messages": [{"role": "user", "content": f"{request} {n}"}]})
+                       "messages": [{"role": "user", "content": f"{request} {n}"}], **more})
     try:
         c.request("POST", "/v1/chat/completions", body, {"x-request-timeout": str(DEADLINE_S)})
         reply = c.getresponse()
@@ -153,6 +155,14 @@ class Load:
         for t in self.threads:
             t.start()
 
+    def one(self, rng, name):
+        streams = rng.random() < 0.6
+        if rng.random() < 0.7:
+            return ask(self.port, name, rng.randrange(1, 30), streams)
+        shared = rng.randrange(4)  # which others ask, too; remembered for a moment
+        return ask(self.port, f"shared{shared}", 10 + shared, streams, temperature=0,
+                   cache={"ttl": 0.1})
+
     def run(self, i):
         rng = random.Random(i)
         k = 0
@@ -160,7 +170,7 @@ class Load:
             k += 1
             began = time.monotonic()
             try:
-                how = ask(self.port, f"r{i}x{k}", rng.randrange(1, 30), rng.random() < 0.6)
+                how = self.one(rng, f"r{i}x{k}")
             except Exception as e:
                 with self.lock:
                     self.wrong.append(repr(e))
@@ -229,7 +239,7 @@ def test_faults():
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
             f.write(CONFIG % "".join(u.row for u in upstreams))
             f.flush()
-            with Service("--config", f.name, file="none",
+            with Service("--config", f.name, "--response-cache", "1MiB", file="none",
                          limit_s=SECONDS + 300) as s:
                 run_faults(s, upstreams)
             assert s.status == 0, s.log
@@ -254,12 +264,14 @@ def run_faults(s, upstreams):
                for name, since, until in out if name == u.name)
     how = collections.Counter(h for h, _ in load.results)
     slowest = max(t for _, t in load.results)
-    m = s.metrics()
+    m, cache = s.metrics(), s.json("/v1/cache")
     probes = sum(v for k, v in m.items() if k.startswith("terrace_backend_probes_total"))
     print(f"{SECONDS:.0f} s, faults {dict(modes)}: {len(load.results)} requests, "
           f"{dict(how)}, {len(load.wrong)} wrong, slowest {slowest:.1f} s; "
           f"{len(out)} ejections, {probes:.0f} probes, {late} requests to an ejected one; "
-          f"{m['terrace_proxy_retries_total']:.0f} retries")
+          f"{m['terrace_proxy_retries_total']:.0f} retries; {cache['hits']} answered again, "
+          f"{cache['coalesced']} with others, {cache['reruns']} of them asked again")
+    assert cache["hits"] and cache["coalesced"] and not cache["in_flight"], cache
     assert not load.wrong, load.wrong[:5]
     assert how["ok"] > 0.5 * len(load.results), how
     assert slowest < DEADLINE_S + 2, slowest
