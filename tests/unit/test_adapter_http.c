@@ -1,14 +1,11 @@
 /* The interfaces to adapters, on a whole service whose model is a rule: adapters are loaded for a
  * tiny model of random weights and change nothing, so what counts is what is told of them. */
-#define _GNU_SOURCE /* mkdtemp */
 #include "unit.h"
 
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "adapter_rig.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "model/adapter.h"
@@ -18,62 +15,23 @@
 enum { N_FILES = 4 };
 
 struct fixture {
-    char folder[64], root[128];
-    struct pool *pool;
-    struct gguf *gguf;
-    struct model *model;
+    struct adapter_rig files; /* a0 ... */
     struct db *db;
     struct rig rig;
 };
 
 /* ---- set-up ---- */
 
-static void copy(const char *from, const char *to, const float *last)
-{
-    char data[16384];
-    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
-    assert_true(in && out);
-    size_t n = fread(data, 1, sizeof data, in);
-    if (last)
-        memcpy(data + n - sizeof *last, last, sizeof *last);
-    assert_int_equal(fwrite(data, 1, n, out), n);
-    fclose(in);
-    fclose(out);
-}
-
-/* ROOT/a0 ... differ in their last number. */
-static void write_adapter(const struct fixture *f, int i)
-{
-    char to[PATH_MAX];
-    float content = (float)i;
-    snprintf(to, sizeof to, "%s/a%d", f->root, i);
-    mkdir(to, 0700);
-    snprintf(to, sizeof to, "%s/a%d/adapter_config.json", f->root, i);
-    copy(VECTORS "/adapter/llama_qv/adapter_config.json", to, NULL);
-    snprintf(to, sizeof to, "%s/a%d/adapter_model.safetensors", f->root, i);
-    copy(VECTORS "/adapter/llama_qv/adapter_model.safetensors", to, &content);
-}
-
 static int set_up(void **state)
 {
     struct fixture *f = xcalloc(1, sizeof *f);
     struct err e = {0};
-    snprintf(f->folder, sizeof f->folder, "/tmp/terrace-adapter-http-XXXXXX");
-    assert_non_null(mkdtemp(f->folder));
-    snprintf(f->root, sizeof f->root, "%s/root", f->folder);
-    mkdir(f->root, 0700);
-    for (int i = 0; i < N_FILES; i++)
-        write_adapter(f, i);
-    struct model_opts o = {.kv_type = KV_F16, .max_batch_tokens = 16};
-    if (pool_new(&f->pool, 1, &e) || gguf_open(&f->gguf, VECTORS "/adapter/tiny_llama.gguf", &e) ||
-        db_open(&f->db, NULL, false, &e))
+    adapter_rig_open(&f->files, N_FILES);
+    if (db_open(&f->db, NULL, false, &e))
         fail_msg("%s", e.msg);
-    o.pool = f->pool;
-    if (model_open(&f->model, f->gguf, &o, &e))
-        fail_msg("%s", e.msg);
-    rig_open(&f->rig, &(struct rig_opts){.weights = f->model,
+    rig_open(&f->rig, &(struct rig_opts){.weights = f->files.model,
                                          .db = f->db,
-                                         .adapters = {.root = f->root, .budget = 1 << 20}});
+                                         .adapters = {.root = f->files.root, .budget = 1 << 20}});
     *state = f;
     return 0;
 }
@@ -81,14 +39,9 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     struct fixture *f = *state;
-    char command[128];
     rig_close(&f->rig);
     db_close(f->db);
-    model_close(f->model);
-    gguf_close(f->gguf);
-    pool_free(f->pool);
-    snprintf(command, sizeof command, "rm -r %s", f->folder);
-    assert_int_equal(system(command), 0);
+    adapter_rig_close(&f->files);
     free(f);
     return 0;
 }

@@ -1,15 +1,14 @@
 /* Adapters while serving: leases, loads, evictions, changes and what they refuse, on a tiny model
  * of random weights and adapters that differ in one number. All on this thread, which runs the
  * server's loop as far as each test wants. */
-#define _GNU_SOURCE /* mkdtemp */
 #include "unit.h"
 
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "adapter_rig.h"
 #include "base/budget.h"
 #include "base/mem.h"
 #include "base/rng.h"
@@ -21,10 +20,7 @@
 enum { N_FILES = 10, MOST_LEASES = 8 };
 
 struct fixture {
-    char folder[64], root[128];
-    struct pool *pool;
-    struct gguf *gguf;
-    struct model *model;
+    struct adapter_rig files;
     struct db *db;
     struct budget *budget; /* of the process, NULL: memory is not counted */
     int64_t stall_ms;
@@ -39,31 +35,7 @@ struct fixture {
 
 static void path_of(const struct fixture *f, int i, char out[PATH_MAX])
 {
-    snprintf(out, PATH_MAX, "%s/a%d", f->root, i);
-}
-
-static void copy(const char *from, const char *to, const float *last)
-{
-    char data[16384];
-    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
-    assert_true(in && out);
-    size_t n = fread(data, 1, sizeof data, in);
-    if (last)
-        memcpy(data + n - sizeof *last, last, sizeof *last);
-    assert_int_equal(fwrite(data, 1, n, out), n);
-    fclose(in);
-    fclose(out);
-}
-
-/* An adapter whose last number is `content`. */
-static void write_adapter(const char *path, float content)
-{
-    char to[PATH_MAX + 64];
-    mkdir(path, 0700);
-    snprintf(to, sizeof to, "%s/adapter_config.json", path);
-    copy(VECTORS "/adapter/llama_qv/adapter_config.json", to, NULL);
-    snprintf(to, sizeof to, "%s/adapter_model.safetensors", path);
-    copy(VECTORS "/adapter/llama_qv/adapter_model.safetensors", to, &content);
+    snprintf(out, PATH_MAX, "%s/a%d", f->files.root, i);
 }
 
 /* ---- the server ---- */
@@ -85,9 +57,9 @@ static void open_server(struct fixture *f, int budget_adapters, const char *cons
 {
     struct rig_opts o = {.budget = f->budget,
                          .not_running = true,
-                         .weights = f->model,
+                         .weights = f->files.model,
                          .db = f->db,
-                         .adapters = {.root = f->root,
+                         .adapters = {.root = f->files.root,
                                       .budget = f->bytes * (uint64_t)budget_adapters,
                                       .load_stall_ms = f->stall_ms,
                                       .modules = modules,
@@ -105,7 +77,7 @@ static struct adapters *all_of(struct fixture *f)
 static void open_db(struct fixture *f)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/terrace.db", f->folder);
+    snprintf(path, sizeof path, "%s/terrace.db", f->files.folder);
     assert_int_equal(db_open(&f->db, path, true, &f->err), 0);
 }
 
@@ -113,21 +85,9 @@ static int set_up(void **state)
 {
     struct fixture *f = xcalloc(1, sizeof *f);
     struct err e = {0};
-    snprintf(f->folder, sizeof f->folder, "/tmp/terrace-adapters-XXXXXX");
-    assert_non_null(mkdtemp(f->folder));
-    snprintf(f->root, sizeof f->root, "%s/root", f->folder);
-    mkdir(f->root, 0700);
-    for (int i = 0; i < N_FILES; i++) {
-        char path[PATH_MAX];
-        path_of(f, i, path);
-        write_adapter(path, (float)i);
-    }
-    if (pool_new(&f->pool, 1, &e) || gguf_open(&f->gguf, VECTORS "/adapter/tiny_llama.gguf", &e))
-        fail_msg("%s", e.msg);
-    struct model_opts o = {.pool = f->pool, .kv_type = KV_F16, .max_batch_tokens = 16};
     struct adapter *a;
-    if (model_open(&f->model, f->gguf, &o, &e) ||
-        adapter_open(&a, f->model, VECTORS "/adapter/llama_qv", &e))
+    adapter_rig_open(&f->files, N_FILES);
+    if (adapter_open(&a, f->files.model, VECTORS "/adapter/llama_qv", &e))
         fail_msg("%s", e.msg);
     f->bytes = adapter_info(a)->bytes;
     adapter_unref(a);
@@ -139,17 +99,12 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     struct fixture *f = *state;
-    char command[128];
     rig_close(&f->rig);
     db_close(f->db);
     budget_free(f->budget);
-    model_close(f->model);
-    gguf_close(f->gguf);
-    pool_free(f->pool);
-    snprintf(command, sizeof command, "rm -rf %s", f->folder);
-    int rc = system(command);
+    adapter_rig_close(&f->files);
     free(f);
-    return rc;
+    return 0;
 }
 
 static void restart(struct fixture *f, int budget_adapters)
@@ -323,18 +278,18 @@ static void test_places(void **state)
     struct fixture *f = *state;
     char outside[PATH_MAX], link[PATH_MAX], inner[PATH_MAX];
     open_server(f, 4, NULL, 0);
-    snprintf(outside, sizeof outside, "%s/outside", f->folder);
-    write_adapter(outside, 3);
+    snprintf(outside, sizeof outside, "%s/outside", f->files.folder);
+    adapter_rig_write(outside, 3);
     assert_int_equal(CHANGE(f, ADAPTERS_ADD, .name = "x", .path = outside), ERR_DENIED);
     assert_int_equal(CHANGE(f, ADAPTERS_ADD, .name = "x", .path = "../outside"), ERR_DENIED);
     assert_int_equal(CHANGE(f, ADAPTERS_ADD, .name = "x", .path = "nowhere"), ERR_NOTFOUND);
     assert_int_equal(CHANGE(f, ADAPTERS_ADD, .name = "x", .path = "/etc"), ERR_DENIED);
     assert_int_equal(CHANGE(f, ADAPTERS_ADD, .name = "x", .path = "."), ERR_NOTFOUND);
-    snprintf(link, sizeof link, "%s/link", f->root);
+    snprintf(link, sizeof link, "%s/link", f->files.root);
     assert_int_equal(symlink(outside, link), 0);
     assert_int_equal(CHANGE(f, ADAPTERS_ADD, .name = "x", .path = "link"), ERR_DENIED);
     /* a folder inside whose file is a link to one outside */
-    snprintf(inner, sizeof inner, "%s/a0/adapter_model.safetensors", f->root);
+    snprintf(inner, sizeof inner, "%s/a0/adapter_model.safetensors", f->files.root);
     unlink(inner);
     strcat(outside, "/adapter_model.safetensors");
     assert_int_equal(symlink(outside, inner), 0);
@@ -363,7 +318,7 @@ static void test_replaced_in_use(void **state)
     memcpy(before, info_of(&old)->digest, 32);
     char path[PATH_MAX];
     path_of(f, 1, path);
-    write_adapter(path, 77);
+    adapter_rig_write(path, 77);
     assert_int_equal(CHANGE(f, ADAPTERS_ADD, .name = "n1", .path = "a1"), ERR_EXISTS);
     must_add(f, 1, true);
     assert_int_equal(f->version, 2);
@@ -381,7 +336,7 @@ static void test_replaced_in_use(void **state)
     assert_non_null(strstr(e.msg, "has changed"));
     adapters_release(&again.lease);
     assert_int_equal(CHANGE(f, ADAPTERS_ROLLBACK, .name = "n1"), ERR_FORMAT);
-    write_adapter(path, 1);
+    adapter_rig_write(path, 1);
     assert_int_equal(CHANGE(f, ADAPTERS_ROLLBACK, .name = "n1"), 0);
     assert_int_equal(f->version, 1);
     assert_int_equal(take_now(f, &again, "n1", &e), 0);
@@ -405,7 +360,7 @@ static void test_replaced_while_waiting(void **state)
     assert_int_equal(take_now(f, &c[0], "n0", &e), 0); /* all the room */
     assert_int_equal(take(f, &c[1], "n1", &e), 0);     /* version 1 */
     path_of(f, 1, path);
-    write_adapter(path, 50);
+    adapter_rig_write(path, 50);
     must_add(f, 1, true);
     assert_int_equal(f->version, 2);
     struct adapter_use use;
@@ -574,7 +529,7 @@ static void test_failed_loads(void **state)
     assert_int_equal(counts(f).load_failures, 1);
     assert_int_equal(counts(f).bytes, 0);
     path_of(f, 1, path);
-    write_adapter(path, 1);
+    adapter_rig_write(path, 1);
     must_add(f, 1, true);
     assert_int_equal(f->version, 1);
     assert_int_equal(take_now(f, &c, "n1", &e), 0);
@@ -698,7 +653,7 @@ static void change_some(struct fixture *f, struct rng *r)
     snprintf(name, sizeof name, "n%d", i);
     if (rng_below(r, 2)) {
         path_of(f, i, path);
-        write_adapter(path, (float)rng_below(r, 1000));
+        adapter_rig_write(path, (float)rng_below(r, 1000));
         must_add(f, i, true);
     } else {
         assert_int_equal(CHANGE(f, ADAPTERS_UNLOAD, .name = name), 0);
