@@ -188,8 +188,9 @@ static json_t *image_block(const struct upstream_part *part)
     if (!part->data.p)
         return json_pack("{s:s, s:{s:s, s:O}}", "type", "image", "source", "type", "url", "url",
                          part->url);
-    return json_pack("{s:s, s:{s:s, s:s%, s:s%}}", "type", "image", "source", "type", "base64",
-                     "media_type", part->type.p, part->type.n, "data", part->data.p, part->data.n);
+    json_t *data = json_stringn_nocheck(part->data.p, part->data.n);
+    return json_pack("{s:s, s:{s:s, s:s%, s:o}}", "type", "image", "source", "type", "base64",
+                     "media_type", part->type.p, part->type.n, "data", data);
 }
 
 /* Empty texts are refused there, and say nothing. */

@@ -156,7 +156,7 @@ static int add_part(void *arg, const struct upstream_part *part, struct err *e)
                          part->where);
     if (!c->images)
         c->images = json_array();
-    json_array_append_new(c->images, json_stringn(part->data.p, part->data.n));
+    json_array_append_new(c->images, json_stringn_nocheck(part->data.p, part->data.n));
     return 0;
 }
 

@@ -53,7 +53,8 @@ struct upstream_part {
     const json_t *whole;   /* as it was sent, NULL: the content is one string */
     const json_t *text;    /* a string; NULL: this is an image */
     const json_t *url;     /* of the image */
-    struct str type, data; /* its media type and base64 text; p NULL: the URL leads to it */
+    struct str type, data; /* its media type and base64 text (UTF-8, as it is of a parsed string);
+                              p NULL: the URL leads to it */
 };
 typedef int upstream_part_fn(void *arg, const struct upstream_part *part, struct err *e);
 

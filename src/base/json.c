@@ -164,11 +164,52 @@ void jw_raw(struct jw *w, const char *json, size_t n)
     buf_add(w->out, json, n);
 }
 
+/* A number with a point keeps it, as its reader may tell the two kinds apart. */
+static void write_real(struct jw *w, double v)
+{
+    size_t from = w->out->len;
+    jw_num(w, v);
+    if (isfinite(v) && !strpbrk(w->out->data + from, ".e"))
+        buf_adds(w->out, ".0");
+}
+
+static void write_members(struct jw *w, const json_t *v)
+{
+    const char *key;
+    json_t *member;
+    jw_obj(w);
+    json_object_foreach((json_t *)v, key, member)
+    {
+        jw_key(w, key);
+        jw_tree(w, member);
+    }
+    jw_obj_end(w);
+}
+
+static void write_elements(struct jw *w, const json_t *v)
+{
+    jw_arr(w);
+    for (size_t i = 0; i < json_array_size(v); i++)
+        jw_tree(w, json_array_get(v, i));
+    jw_arr_end(w);
+}
+
 void jw_tree(struct jw *w, const json_t *v)
 {
-    char *text = v ? json_dumps(v, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
-    jw_raw(w, text ? text : "null", text ? strlen(text) : 4);
-    free(text);
+    if (json_is_object(v))
+        write_members(w, v);
+    else if (json_is_array(v))
+        write_elements(w, v);
+    else if (json_is_string(v))
+        jw_strn(w, json_string_value(v), json_string_length(v));
+    else if (json_is_integer(v))
+        jw_int(w, json_integer_value(v));
+    else if (json_is_real(v))
+        write_real(w, json_real_value(v));
+    else if (json_is_boolean(v))
+        jw_bool(w, json_is_true(v));
+    else
+        jw_null(w);
 }
 
 void jw_kstr(struct jw *w, const char *key, const char *s)

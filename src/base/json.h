@@ -42,7 +42,7 @@ void jw_num(struct jw *w,
 void jw_bool(struct jw *w, bool v);
 void jw_null(struct jw *w);
 void jw_raw(struct jw *w, const char *json, size_t n); /* a value that is JSON already */
-void jw_tree(struct jw *w, const json_t *v);           /* a jansson value */
+void jw_tree(struct jw *w, const json_t *v); /* a parsed jansson value; NULL writes null */
 
 /* key and value in one */
 void jw_kstr(struct jw *w, const char *key, const char *s);

@@ -116,6 +116,29 @@ static void test_json_out(void **state)
     buf_release(&b);
 }
 
+/* What was parsed is written as it was; kinds of numbers stay. */
+static void test_json_tree(void **state)
+{
+    static const char text[] =
+        "{\"z\":[1,1.0,0.1,-2.5e+300,-9223372036854775808,true,false,null,[],{}],"
+        "\"a\":{\"k\\\"\":\"\xc3\xa9\\n\"},\"e\":\"\"}";
+    struct buf b = {0};
+    struct jw w;
+    struct err e = {0};
+    json_t *v = jr_parse(text, sizeof text - 1, &e);
+    assert_non_null(v);
+    jw_init(&w, &b);
+    jw_arr(&w);
+    jw_tree(&w, v);
+    jw_tree(&w, NULL);
+    jw_arr_end(&w);
+    jw_done(&w);
+    assert_int_equal(b.len, sizeof text - 1 + strlen("[,null]"));
+    assert_memory_equal(b.data + 1, text, sizeof text - 1);
+    json_decref(v);
+    buf_release(&b);
+}
+
 static void test_json_in(void **state)
 {
     static const char *const bad[] = {
@@ -252,9 +275,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_err),      cmocka_unit_test(test_buf),
         cmocka_unit_test(test_utf8),     cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_json_out), cmocka_unit_test(test_json_in),
-        cmocka_unit_test(test_map),      cmocka_unit_test(test_arena),
-        cmocka_unit_test(test_fault),    cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_json_out), cmocka_unit_test(test_json_tree),
+        cmocka_unit_test(test_json_in),  cmocka_unit_test(test_map),
+        cmocka_unit_test(test_arena),    cmocka_unit_test(test_fault),
+        cmocka_unit_test(test_pool),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
