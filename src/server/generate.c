@@ -122,6 +122,7 @@ static void job_reset(struct job *j)
     j->n_choices = j->n_prompts = j->n_adapters = 0;
     j->proxied = false;
     j->backend[0] = 0;
+    j->type = NULL;
     served_put(j->model);
     j->model = NULL;
     j->pushed = NULL;

@@ -58,7 +58,7 @@ struct job {
     bool proxied;               /* backends answer, not this process */
     struct proxy *proxy;        /* that asks them, NULL: not now */
     char backend[72];           /* that answers, "": this process */
-    bool events;                /* a backend answers, with a stream of events */
+    const char *type;           /* of its answer, once that has begun for the client; else NULL */
     struct answer_whole whole;  /* what has gone by of its answer */
     struct openai_usage remote; /* tokens of a backend's answer; a prompt of 0 is not known */
     struct bill *bill;          /* of the request, NULL: it has none */

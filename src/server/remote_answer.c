@@ -100,9 +100,17 @@ static void pass_text(struct job *j, struct str text)
     pass(j, &ev);
 }
 
+/* Who has it made pays for it, also when the client has left. */
+static void note_usage(struct job *j, const struct engine_usage *u)
+{
+    j->remote = (struct openai_usage){.prompt_tokens = u->prompt_tokens,
+                                      .completion_tokens = u->completion_tokens};
+}
+
 void remote_begin(struct job *j, const char *type, const char *backend)
 {
     const char *text = arena_printf(&j->req.arena, "%s %s", type, backend);
+    snprintf(j->backend, sizeof j->backend, "%s", backend);
     j->whole = (struct answer_whole){0};
     pass_text(j, str_of(text));
 }
@@ -120,6 +128,7 @@ void remote_end(struct job *j, const struct engine_usage *u)
         .text = (char[]){""}, .finish = FINISH_STOP, .stop_id = -1, .usage = *u};
     size_t n_prompts = j->req.n_prompts ? j->req.n_prompts : 1;
     int n_choices = (int)(j->req.gen.n * (int64_t)n_prompts);
+    note_usage(j, u);
     if (j->cache.reader.made && !answer_is_whole(&j->whole, n_choices))
         response_spoil(&j->cache.reader);
     pass(j, &ev);
@@ -132,6 +141,7 @@ void remote_refuse(struct job *j, int status, struct str json, const struct engi
                               .finish = FINISH_CANCEL,
                               .stop_id = status,
                               .usage = *u};
+    note_usage(j, u);
     pass(j, &ev);
 }
 
@@ -148,17 +158,22 @@ void remote_fail(struct job *j, int status, const char *code, const struct err *
 
 /* ---- to the client ---- */
 
+static bool is_stream(const struct job *j)
+{
+    return j->type && strcmp(j->type, REMOTE_EVENTS) == 0;
+}
+
 static void begin(struct job *j, struct str head)
 {
     static const char header[] = "x-terrace-backend";
     const char *space = memchr(head.p, ' ', head.n);
-    j->events = str_starts(head, REMOTE_EVENTS);
+    j->type = str_starts(head, REMOTE_EVENTS) ? REMOTE_EVENTS : REMOTE_JSON;
     snprintf(j->backend, sizeof j->backend, "%.*s", (int)(head.p + head.n - space - 1), space + 1);
     http_add_header(j->x->http, header, j->backend);
     router_explain(j);
     cache_explain(j);
     router_first_token(j);
-    if (!j->events)
+    if (!is_stream(j))
         return;
     j->x->status = 200;
     j->begun = true;
@@ -167,7 +182,7 @@ static void begin(struct job *j, struct str head)
 
 static void send_text(struct job *j, struct str text)
 {
-    if (!j->events) {
+    if (!is_stream(j)) {
         answer(j->x, 200, REMOTE_JSON, text.p, text.n);
         return;
     }
@@ -192,13 +207,12 @@ void remote_deliver(struct job *j, const struct engine_event *ev)
 {
     struct str text = {ev->text, ev->n_text};
     if (ev->finish == FINISH_STOP || ev->finish == FINISH_CANCEL)
-        j->remote = (struct openai_usage){.prompt_tokens = ev->usage.prompt_tokens,
-                                          .completion_tokens = ev->usage.completion_tokens};
+        note_usage(j, &ev->usage);
     if (!j->x || j->failed || j->restarting)
         return; /* nobody listens */
     switch (ev->finish) {
     case FINISH_NONE:
-        if (j->backend[0])
+        if (j->type)
             send_text(j, text);
         else
             begin(j, text);
@@ -209,7 +223,7 @@ void remote_deliver(struct job *j, const struct engine_event *ev)
         break;
     case FINISH_STOP:
     case FINISH_LENGTH:
-        if (j->events)
+        if (is_stream(j))
             http_end(j->x->http);
         router_answered(j, &ev->usage);
         break;

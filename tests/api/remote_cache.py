@@ -3,6 +3,7 @@
 backend, a gateway without a model remembers. Ends with "N passed, N failed"."""
 import concurrent.futures
 import contextlib
+import http.client
 import json
 import os
 import pathlib
@@ -155,6 +156,39 @@ def test_keys():
             status, _, body = keyed(g, key["root"], "/v1/cache?tenant=key:umbrella", "DELETE")
             assert status == 200 and json.loads(body) == {"dropped": 2}, body
             assert how("eve") == (200, "miss") and how("bob") == (200, "hit")
+
+
+def begin(s, key, **more):
+    """A stream of which the first bytes have come."""
+    connection = http.client.HTTPConnection("127.0.0.1", s.port, timeout=120)
+    connection.request("POST", "/v1/chat/completions", json.dumps(
+        {"model": "remote", "messages": QUESTION, "temperature": 0, "stream": True, **more}),
+        {"Authorization": "Bearer " + key})
+    reply = connection.getresponse()
+    assert reply.status == 200 and reply.read(10)
+    return connection, reply
+
+
+def test_who_began_pays():
+    """Also when he has left, and others hear the end."""
+    with tempfile.TemporaryDirectory() as state:
+        key = {name: new_key(state, name, "--tenant", "acme", *more) for name, *more in (
+            ("ann", ), ("bob", "--tpm", 1000), ("root", "--role", "admin"))}
+        with pair(state=state, key=key["root"]) as (up, g):
+            more = {"max_tokens": 300, "ignore_eos": True, "stream_options": {"include_usage": True}}
+            first, _ = begin(g, key["bob"], **more)
+            _, other = begin(g, key["ann"], **more)
+            assert other.headers["x-terrace-cache"] == "coalesced"
+            first.close()
+            text = other.read()
+            assert text.endswith(b"data: [DONE]\n\n") and text.count(b"\n\n") > 50
+            until = time.monotonic() + 30
+            while not (row := usage(g, "bob")) or not usage(g, "ann"):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            assert row["completion_tokens"] == 300, row
+            body = {"model": "remote", "prompt": "x", "max_tokens": 700}
+            assert keyed(g, key["bob"], "/v1/completions", **body)[0] == 429
 
 
 if __name__ == "__main__":
