@@ -68,10 +68,29 @@ def service(*options, names=("gpu",), config=None, **more):
                        command=program(p, "--name", n, *(options if n == names[0] else ())),
                        **{"kind": "vllm", **more})
                for n, p in ports.items()]
-        with gateway(own, "--adapter-root", folder, **(config or {})) as g:
+        with gateway(own, "--adapter-root", folder, "--response-cache", "1MiB",
+                     **(config or {})) as g:
             g.ports, g.root = ports, pathlib.Path(folder)
             wait_for(lambda: all(b["state"] == "healthy" for b in g.json("/v1/backends")["data"]))
             yield g
+
+
+def test_answers_are_of_a_version():
+    """An answer that was given under an adapter is not given again under another version of it."""
+    def ask(model):
+        raw = client(g).chat.completions.with_raw_response.create(
+            model=model, messages=CHAT, max_tokens=2, temperature=0)
+        return raw.headers["x-terrace-cache"], raw.parse().choices[0].message.content
+    with service() as g:
+        register(g, "support", adapter(g.root / "one", 1))
+        asked = [ask("support") for _ in range(3)]
+        assert [how for how, _ in asked] == ["miss", "hit", "hit"] and len({a for _, a in asked}) == 1
+        assert [ask("small")[0] for _ in range(2)] == ["miss", "hit"]
+        register(g, "support", adapter(g.root / "two", 2))
+        newer = ask("support")
+        assert newer[0] == "miss" and newer[1] != asked[0][1] and ask("support") == ("hit", newer[1])
+        assert post(g, "/v1/cache?adapter=support", {}, "DELETE") == (200, {"dropped": 2})
+        assert [ask(m)[0] for m in ("support", "small")] == ["miss", "hit"]
 
 
 def test_loaded_once_and_by_version():
