@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import sys
@@ -59,6 +60,10 @@ def answer(g, model, **more):
     return client(g).chat.completions.create(**ask).choices[0].message.content.split()
 
 
+def wait_healthy(g):
+    wait_for(lambda: all(b["state"] == "healthy" for b in g.json("/v1/backends")["data"]))
+
+
 @contextlib.contextmanager
 def service(*options, names=("gpu",), config=None, **more):
     """A gateway with fake vLLM servers as managed backends; g.ports by name, g.root for adapters."""
@@ -71,7 +76,7 @@ def service(*options, names=("gpu",), config=None, **more):
         with gateway(own, "--adapter-root", folder, "--response-cache", "1MiB",
                      **(config or {})) as g:
             g.ports, g.root = ports, pathlib.Path(folder)
-            wait_for(lambda: all(b["state"] == "healthy" for b in g.json("/v1/backends")["data"]))
+            wait_healthy(g)
             yield g
 
 
@@ -178,6 +183,46 @@ def test_replicas_that_have_it_come_first():
             for i in range(3):
                 answer(g, f"a{i}")
         assert sum(len(loads(port)) for port in g.ports.values()) == 3
+
+
+def test_versions_and_kills_under_load():
+    """Every answer comes from a version that was current while it was asked for, whatever happens
+    to versions and replicas."""
+    with service("--delay", 0.005, names=("gpu", "second", "third"), max_adapters=2) as g:
+        versions = [[str(adapter(g.root / f"a{i}", i))] for i in range(6)]
+        for i, paths in enumerate(versions):
+            register(g, f"a{i}", paths[0])
+        stop, answered, errors = threading.Event(), [], []
+
+        def ask(seed):
+            pick = random.Random(seed)
+            while not stop.is_set():
+                i = pick.randrange(len(versions))
+                first = len(versions[i]) - 1
+                try:
+                    root = answer(g, f"a{i}")[1]
+                    assert root in versions[i][max(first - 1, 0):], (root, versions[i], first)
+                    answered.append(root)
+                except Exception as e:
+                    errors.append(e)
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+        for t in threads:
+            t.start()
+        children = pathlib.Path(f"/proc/{g.pid}/task/{g.pid}/children")
+        for turn in range(8):
+            i, before = turn % len(versions), len(answered)
+            versions[i].append(str(adapter(g.root / f"a{i}-{turn}", 100 + turn)))
+            register(g, f"a{i}", versions[i][-1])
+            if turn % 3 == 0:  # one at a time
+                wait_healthy(g)
+                os.killpg(int(children.read_text().split()[0]), signal.SIGKILL)
+            wait_for(lambda: len(answered) > before + 20)
+        stop.set()
+        for t in threads:
+            t.join()
+        assert not errors, errors
+        wait_for(lambda: all(len(b["adapters"]) <= 2 and b["requests"] == 0
+                             for b in g.json("/v1/backends")["data"]))
 
 
 def test_refused():

@@ -65,7 +65,8 @@ def use(g, url):
     told = "terrace_backend_engine_generation_tokens_total"
     wait_for(lambda: g.metrics().get(told + '{backend="gpu"}') ==
              scrape(url, "vllm:generation_tokens_total"))
-    assert of_gpu(g)["engine"]["running"] == 0 and "kv_cache_usage" in of_gpu(g)["engine"]
+    wait_for(lambda: of_gpu(g).get("engine", {}).get("running") == 0)
+    assert "kv_cache_usage" in of_gpu(g)["engine"]
 
 
 def words(s, model, n=8):
