@@ -170,6 +170,17 @@ void upstream_call_add(struct upstream *u, struct str arguments)
         buf_add(&u->open.arguments, arguments.p, arguments.n);
 }
 
+void upstream_call_add_tree(struct upstream *u, const json_t *arguments)
+{
+    struct buf text = {0};
+    struct jw w;
+    jw_init(&w, &text);
+    jw_tree(&w, arguments);
+    jw_done(&w);
+    upstream_call_add(u, (struct str){text.data, text.len});
+    buf_release(&text);
+}
+
 static struct openai_call call_of(const struct call *c, int index)
 {
     return (struct openai_call){index, c->id, c->name, c->arguments.len ? c->arguments.data : "{}"};

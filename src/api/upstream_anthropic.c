@@ -335,15 +335,8 @@ static int take_block(struct upstream *u, const json_t *block, struct err *e)
     int rc = begin_block(u, block, e);
     if (rc)
         return rc;
-    if (input) {
-        struct buf text = {0};
-        struct jw w;
-        jw_init(&w, &text);
-        jw_tree(&w, input);
-        jw_done(&w);
-        upstream_call_add(u, (struct str){text.data, text.len});
-        buf_release(&text);
-    }
+    if (input)
+        upstream_call_add_tree(u, input);
     upstream_call_end(u);
     return 0;
 }

@@ -278,15 +278,9 @@ static int take_calls(struct upstream *u, const json_t *calls, struct err *e)
         const json_t *arguments = json_object_get(function, "arguments");
         if (!name || !json_is_object(arguments))
             return upstream_garbled(e, "tool_calls", "a list of names with objects as arguments");
-        struct buf text = {0};
-        struct jw w;
-        jw_init(&w, &text);
-        jw_tree(&w, arguments);
-        jw_done(&w);
         upstream_call_begin(u, json_string_value(json_object_get(call, "id")), name);
-        upstream_call_add(u, (struct str){text.data, text.len});
+        upstream_call_add_tree(u, arguments);
         upstream_call_end(u);
-        buf_release(&text);
     }
     return 0;
 }

@@ -70,7 +70,8 @@ void upstream_text(struct upstream *u, const json_t *text);
 void upstream_reasoning(struct upstream *u, const json_t *text);
 void upstream_call_begin(struct upstream *u, const char *id, const char *name);
 void upstream_call_add(struct upstream *u, struct str arguments);
-void upstream_call_end(struct upstream *u); /* if there is one */
+void upstream_call_add_tree(struct upstream *u, const json_t *arguments); /* all of them */
+void upstream_call_end(struct upstream *u);                               /* if there is one */
 void upstream_usage_is(struct upstream *u, int64_t prompt, int64_t cached, int64_t completion);
 void upstream_end(struct upstream *u, const char *finish, const char *stop_text); /* may be NULL */
 
