@@ -1,11 +1,15 @@
 /* Speed of each kernel beside the roof measured in the same minute.
  *
- *   bench-kernels [--isa NAME] [--threads N] [--rows N] [--cols N] [--rounds N] [TYPE ...]
+ *   bench-kernels [--isa NAME] [--threads N] [--rows N] [--cols N] [--rounds N]
+ * [TYPE|decode|prefill|shared ...]
  *
  * Products: a matrix far larger than the caches is multiplied for n tokens; GB/s is what of it
  * comes from memory, GMAC/s its arithmetic, and "share" the larger of the two as a share of its
  * roof. The kinds take turns, and each figure is the median of its rounds: other work on the
- * machine moves all alike. */
+ * machine moves all alike.
+ *
+ * Attention: one query over a long context, a chunk of a prompt, and eight users' queries over a
+ * prefix they share, by segments, in more layers than the caches hold. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,58 +145,101 @@ static void bench_type(const struct bench *b, enum ttype type)
 
 enum { HEADS = 32, HEAD_DIM = 96 };
 
+struct attention_case {
+    const char *name;
+    int n_keys, n_tokens;
+    bool shared; /* all tokens see all keys, as users do a common prefix, in pieces of a segment */
+    int layers;
+};
+
+static const struct attention_case attention_cases[] = {
+    {"decode", 4096, 1, false, 1},
+    {"prefill", 2048, 512, false, 1},
+    {"shared", 1536, 8, true, 8},
+};
+
 struct attention_job {
     const struct kernels *k;
-    struct attention a;
+    const struct attention_case *c;
+    struct attention a; /* all but which piece */
+    float *partials;
     void *scratch[64];
 };
+
+static int n_pieces(const struct attention_job *j)
+{
+    return j->c->shared ? j->a.block_end / ATTENTION_SEGMENT : 1;
+}
+
+/* Unit i of layers x pieces x heads. */
+static struct attention unit(const struct attention_job *j, int i)
+{
+    struct attention a = j->a;
+    int piece = i / HEADS % n_pieces(j), layer = i / HEADS / n_pieces(j);
+    a.kv_head = i % HEADS;
+    a.blocks = (const char *)a.blocks + (size_t)(layer * a.block_end) * a.block_stride;
+    if (j->c->shared) {
+        a.block_begin = piece * ATTENTION_SEGMENT;
+        a.block_end = a.block_begin + ATTENTION_SEGMENT;
+        a.out = NULL;
+        a.partial = j->partials + (size_t)((piece * HEADS + a.kv_head) * a.n_tokens) *
+                                      attention_partial_floats(a.kv);
+    }
+    return a;
+}
 
 static void attend(void *arg, int ith, int nth)
 {
     struct attention_job *j = arg;
-    for (int h = HEADS * ith / nth; h < HEADS * (ith + 1) / nth; h++) {
-        struct attention a = j->a;
-        a.kv_head = h;
+    int n = j->c->layers * n_pieces(j) * HEADS;
+    for (int i = ith; i < n; i += nth) {
+        struct attention a = unit(j, i), next = unit(j, i + nth < n ? i + nth : i);
+        a.next = &next;
         j->k->attention(&a, j->scratch[ith]);
     }
 }
 
-static void bench_attention(const struct bench *b, enum kv_type type, int n_keys, int n_tokens)
+static void bench_attention(const struct bench *b, enum kv_type type,
+                            const struct attention_case *c)
 {
     struct kv_layout kv = {type, HEADS, HEAD_DIM};
-    int n_blocks = n_keys / KV_BLOCK_TOKENS;
+    int n_blocks = c->n_keys / KV_BLOCK_TOKENS, n_tokens = c->n_tokens;
     size_t row = HEADS * HEAD_DIM, bytes = kv_block_bytes(&kv);
-    char *blocks = mem_alloc_big(bytes * (size_t)n_blocks);
-    float *q = xmalloc(row * (size_t)n_tokens * sizeof *q),
-          *out = xmalloc(row * (size_t)n_tokens * sizeof *out);
+    size_t layer_bytes = bytes * (size_t)n_blocks, n_q = row * (size_t)n_tokens;
+    char *blocks = mem_alloc_big(layer_bytes * (size_t)c->layers);
+    float *q = xmalloc(n_q * sizeof *q), *out = xmalloc(n_q * sizeof *out);
     int32_t *table = xcalloc((size_t)n_blocks, sizeof *table),
             *pos = xcalloc((size_t)n_tokens, sizeof *pos);
     struct rng r;
     rng_seed(&r, 3);
-    for (size_t i = 0; i < row * (size_t)n_tokens; i++)
+    for (size_t i = 0; i < n_q; i++)
         q[i] = rng_normal(&r);
     for (int i = 0; i < n_tokens; i++)
-        pos[i] = n_keys - n_tokens + i;
+        pos[i] = c->shared ? c->n_keys : c->n_keys - n_tokens + i;
     for (int i = 0; i < n_blocks; i++)
         table[i] = i;
-    for (int p = 0; p < n_keys; p++)
+    for (int p = 0; p < c->n_keys; p++)
         b->k->kv_write(&kv, blocks + bytes * (size_t)(p / KV_BLOCK_TOKENS), p % KV_BLOCK_TOKENS, q,
                        q, 0, HEADS);
-    struct attention_job j = {b->k,
-                              {.kv = &kv,
-                               .blocks = blocks,
-                               .block_stride = bytes,
-                               .table = table,
-                               .block_end = n_blocks,
-                               .group = 1,
-                               .q = q,
-                               .q_stride = row,
-                               .pos = pos,
-                               .n_tokens = n_tokens,
-                               .scale = 0.1f,
-                               .out = out,
-                               .out_stride = row},
-                              {0}};
+    for (int i = 1; i < c->layers; i++)
+        memcpy(blocks + (size_t)i * layer_bytes, blocks, layer_bytes);
+    struct attention_job j = {.k = b->k,
+                              .c = c,
+                              .a = {.kv = &kv,
+                                    .blocks = blocks,
+                                    .block_stride = bytes,
+                                    .table = table,
+                                    .block_end = n_blocks,
+                                    .group = 1,
+                                    .q = q,
+                                    .q_stride = row,
+                                    .pos = pos,
+                                    .n_tokens = n_tokens,
+                                    .scale = 0.1f,
+                                    .out = out,
+                                    .out_stride = row}};
+    j.partials = xcalloc((size_t)(n_pieces(&j) * HEADS * n_tokens),
+                         attention_partial_floats(&kv) * sizeof *j.partials);
     for (int i = 0; i < pool_threads(b->pool) && i < 64; i++)
         j.scratch[i] = mem_alloc_big(attention_scratch_bytes(&kv));
     double took[MAX_ROUNDS] = {0};
@@ -201,17 +248,18 @@ static void bench_attention(const struct bench *b, enum kv_type type, int n_keys
         pool_run(b->pool, attend, &j);
         took[i] = (double)(now_ns(b) - begin);
     }
-    double ns = least(took, b->rounds), seen = 0;
+    double ns = least(took, b->rounds) / c->layers, seen = 0;
     for (int i = 0; i < n_tokens; i++)
-        seen += pos[i] + 1;
-    double gb = (double)bytes * n_blocks / ns, gmac = 2.0 * (double)row * seen / ns;
-    printf("attention %-5s %4d tokens %5d keys %6.1f GB/s %3.0f%% %7.1f GMAC/s %3.0f%%\n",
-           kv_type_name(type), n_tokens, n_keys, gb, 100 * gb / b->dram_roof, gmac,
+        seen += pos[i] < c->n_keys ? pos[i] + 1 : c->n_keys;
+    double gb = (double)layer_bytes / ns, gmac = 2.0 * (double)row * seen / ns;
+    printf("attention %-7s %-5s %4d tokens %5d keys %6.1f GB/s %3.0f%% %7.1f GMAC/s %3.0f%%\n",
+           c->name, kv_type_name(type), n_tokens, c->n_keys, gb, 100 * gb / b->dram_roof, gmac,
            200 * gmac / b->dot_roof);
     fflush(stdout);
     for (int i = 0; i < pool_threads(b->pool) && i < 64; i++)
         mem_free_big(j.scratch[i], attention_scratch_bytes(&kv));
-    mem_free_big(blocks, bytes * (size_t)n_blocks);
+    mem_free_big(blocks, layer_bytes * (size_t)c->layers);
+    free(j.partials);
     free(q);
     free(out);
     free(table);
@@ -265,12 +313,10 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < ARRAY_LEN(types); i++)
         if (wanted(argc, argv, first, ttype_info(types[i])->name))
             bench_type(&b, types[i]);
-    for (int type = KV_BF16; type <= KV_Q8_0; type++) {
-        if (wanted(argc, argv, first, "decode"))
-            bench_attention(&b, (enum kv_type)type, 4096, 1);
-        if (wanted(argc, argv, first, "prefill"))
-            bench_attention(&b, (enum kv_type)type, 2048, 512);
-    }
+    for (int type = KV_BF16; type <= KV_Q8_0; type++)
+        for (size_t i = 0; i < ARRAY_LEN(attention_cases); i++)
+            if (wanted(argc, argv, first, attention_cases[i].name))
+                bench_attention(&b, (enum kv_type)type, &attention_cases[i]);
     printf("roof now %.0f GMAC/s, %.1f GB/s\n", roof_dot(b.pool, b.k), roof_dram(b.pool));
     pool_free(b.pool);
     return 0;

@@ -161,9 +161,13 @@ struct attention {
     float *out;
     size_t out_stride; /* floats */
     float *partial;    /* n_tokens * group * attention_partial_floats(kv) */
+    /* The piece that the thread computes after this one, or NULL: its first keys and values are
+     * fetched meanwhile. */
+    const struct attention *next;
 };
 
-/* Floats of one partial row: the maximum score, the sum of weights, the weighted sum of values.
+/* Floats of one partial row: the score that weights are relative to, which is the largest or a
+ * little less, the sum of weights, the weighted sum of values.
  * Row i * group + g belongs to token i of the piece and query head kv_head * group + g. A row that
  * saw no key has maximum -inf and sum 0. */
 static inline size_t attention_partial_floats(const struct kv_layout *kv)

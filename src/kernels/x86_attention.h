@@ -1,7 +1,7 @@
 /* x86_attention.h - the frame of attention that the AVX2 and AVX-512 files share: which rows, which
  * blocks, what state. Included once by each of them after
  *   ROWS    query rows taken at a time
- *   BLOCKS  KV blocks taken at a time
+ *   LANES   numbers in a vector
  *   struct work { q, q_unit, s, acc, max, sum, total, first, last, ... } as used below
  * The file then defines what works on vectors: scores, soften, values, shrink_row. */
 
@@ -16,19 +16,23 @@ struct tile {
     int row, rows;
 };
 
-/* Scores of blocks [b, b + n): w->s[row][position]. */
-static void scores(const struct tile *t, int b, int n);
+/* Weights are e^(score - max) with a max that may be so much below the row's largest score: few
+ * blocks then raise it, sums rarely shrink, and the processor guesses right that they don't. */
+static const float MAX_SLACK = 8;
+
+/* Scores of block b: w->s[row][position]. */
+static void scores(const struct tile *t, int b);
 /* Scores of row r become weights, the row's state follows. */
-static void soften(const struct tile *t, int r, int b, int n);
-/* Adds the weighted values of blocks [b, b + n), of which rows see positions up to `last`. */
-static void values(const struct tile *t, int b, int n, int last);
+static void soften(const struct tile *t, int r, int b);
+/* Adds the weighted values of block b, of which rows see positions up to `last`. */
+static void values(const struct tile *t, int b, int last);
 static void shrink_row(float *acc, int dim, float factor);
 
-/* The positions [at, at + lanes) that lie in [first, last], a bit for each; lanes at most 16. */
+/* The positions [at, at + lanes) that lie in [first, last], a bit for each; lanes at most 32. */
 static inline uint32_t seen(int at, int lanes, int first, int last)
 {
     int lo = first - at, hi = last - at + 1;
-    uint32_t all = (1u << lanes) - 1;
+    uint32_t all = UINT32_MAX >> (32 - lanes);
     uint32_t below_hi = hi >= lanes ? all : hi <= 0 ? 0 : (1u << hi) - 1;
     uint32_t below_lo = lo >= lanes ? all : lo <= 0 ? 0 : (1u << lo) - 1;
     return below_hi & ~below_lo;
@@ -87,18 +91,21 @@ static void run_segment(const struct tile *t, int begin, int end, int last)
     struct work *w = t->w;
     for (int r = 0; r < t->rows; r++) {
         w->max[r] = -INFINITY;
-        w->sum[r] = 0;
+        memset(w->sum[r], 0, sizeof w->sum[r]);
         memset(w->acc[r], 0, (size_t)t->a->kv->head_dim * sizeof(float));
     }
-    for (int b = begin; b < end; b += BLOCKS) {
-        int n = end - b < BLOCKS ? end - b : BLOCKS;
-        scores(t, b, n);
+    for (int b = begin; b < end; b++) {
+        scores(t, b);
         for (int r = 0; r < t->rows; r++)
-            soften(t, r, b, n);
-        values(t, b, n, last);
+            soften(t, r, b);
+        values(t, b, last);
     }
-    for (int r = 0; r < t->rows; r++)
-        avx2_attention_fold(w->total[r], w->max[r], w->sum[r], w->acc[r], t->a->kv->head_dim);
+    for (int r = 0; r < t->rows; r++) {
+        float sum = 0;
+        for (int i = 0; i < LANES; i++)
+            sum += w->sum[r][i];
+        avx2_attention_fold(w->total[r], w->max[r], sum, w->acc[r], t->a->kv->head_dim);
+    }
 }
 
 static void finish_row(const struct tile *t, int r)
@@ -130,8 +137,7 @@ static void run_tile(const struct tile *t)
         first = w->first[r] < first ? w->first[r] : first;
         last = w->last[r] > last ? w->last[r] : last;
     }
-    /* chunks begin at fixed places too */
-    int begin = first / KV_BLOCK_TOKENS / BLOCKS * BLOCKS, end = last / KV_BLOCK_TOKENS + 1;
+    int begin = first / KV_BLOCK_TOKENS, end = last / KV_BLOCK_TOKENS + 1;
     begin = begin > a->block_begin ? begin : a->block_begin;
     end = end < a->block_end ? end : a->block_end;
     while (begin < end) {

@@ -10,15 +10,15 @@
 #include "kernels/x86_avx2.h"
 #include "kernels/x86_bf16.h"
 
-enum { ROWS = 12, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
+enum { ROWS = 12, LANES = 8 };
 
 struct work {
     _Alignas(64) uint32_t q[KERNEL_MAX_HEAD_DIM][ROWS]; /* [dimension][row], scale applied */
-    float s[ROWS][CHUNK];
+    float s[ROWS][KV_BLOCK_TOKENS];
     float acc[ROWS][KERNEL_MAX_HEAD_DIM];            /* of this segment */
     float total[ROWS][2 + KERNEL_MAX_HEAD_DIM];      /* partial of the segments before */
     float kv[KERNEL_MAX_HEAD_DIM * KV_BLOCK_TOKENS]; /* keys [dim][32] or values [32][dim] */
-    float q_unit[ROWS], max[ROWS], sum[ROWS];
+    float q_unit[ROWS], max[ROWS], sum[ROWS][LANES];
     int first[ROWS], last[ROWS]; /* positions that the row sees */
 };
 _Static_assert(sizeof(struct work) <= ATTENTION_SCRATCH, "scratch memory too small");
@@ -108,8 +108,8 @@ INLINE void score_16(int rw, const float *k, const uint32_t *q, int dim, float *
     }
     UNROLL
     for (int r = 0; r < rw; r++) {
-        _mm256_storeu_ps(s + r * CHUNK, acc[0][r]);
-        _mm256_storeu_ps(s + r * CHUNK + 8, acc[1][r]);
+        _mm256_storeu_ps(s + r * KV_BLOCK_TOKENS, acc[0][r]);
+        _mm256_storeu_ps(s + r * KV_BLOCK_TOKENS + 8, acc[1][r]);
     }
 }
 
@@ -128,7 +128,8 @@ INLINE void value_8(int rv, int nv, const float *v, int dim, const float *p, int
         __m256 value = _mm256_loadu_ps(v + 8 * i);
         UNROLL
         for (int r = 0; r < rv; r++)
-            acc[r][i] = _mm256_fmadd_ps(value, _mm256_broadcast_ss(p + r * CHUNK), acc[r][i]);
+            acc[r][i] =
+                _mm256_fmadd_ps(value, _mm256_broadcast_ss(p + r * KV_BLOCK_TOKENS), acc[r][i]);
     }
     UNROLL
     for (int r = 0; r < rv; r++)
@@ -164,42 +165,33 @@ static int least(int a, int b)
     return a < b ? a : b;
 }
 
-static void scores(const struct tile *t, int b, int n)
+static void scores(const struct tile *t, int b)
 {
     struct work *w = t->w;
     int dim = t->a->kv->head_dim;
-    for (int j = 0; j < n; j++) {
-        widen_keys(t->a, kv_head(t->a, b + j), w->kv);
-        for (int h = 0; h < KV_BLOCK_TOKENS; h += 16)
-            for (int r = 0; r < t->rows; r += SCORE_ROWS)
-                score_fns[least(t->rows - r, SCORE_ROWS) - 1](w->kv + h, &w->q[0][r], dim,
-                                                              w->s[r] + j * KV_BLOCK_TOKENS + h);
-        if (t->a->kv->type != KV_Q8_0)
-            continue;
-        for (int i = 0; i < KV_BLOCK_TOKENS; i += 8) {
-            __m256 scale = scales_at(t->a, kv_head(t->a, b + j), 0, i);
-            for (int r = 0; r < t->rows; r++) {
-                float *s = w->s[r] + j * KV_BLOCK_TOKENS + i;
-                _mm256_storeu_ps(s, _mm256_mul_ps(_mm256_loadu_ps(s), scale));
-            }
+    const uint8_t *head = kv_head(t->a, b);
+    widen_keys(t->a, head, w->kv);
+    for (int h = 0; h < KV_BLOCK_TOKENS; h += 16)
+        for (int r = 0; r < t->rows; r += SCORE_ROWS)
+            score_fns[least(t->rows - r, SCORE_ROWS) - 1](w->kv + h, &w->q[0][r], dim, w->s[r] + h);
+    for (int i = 0; i < KV_BLOCK_TOKENS && t->a->kv->type == KV_Q8_0; i += 8) {
+        __m256 scale = scales_at(t->a, head, 0, i);
+        for (int r = 0; r < t->rows; r++) {
+            float *s = w->s[r] + i;
+            _mm256_storeu_ps(s, _mm256_mul_ps(_mm256_loadu_ps(s), scale));
         }
     }
 }
 
-static void values(const struct tile *t, int b, int n, int last)
+static void values(const struct tile *t, int b, int last)
 {
     struct work *w = t->w;
-    int dim = t->a->kv->head_dim;
-    for (int j = 0; j < n; j++) {
-        int positions = least(last + 1 - (b + j) * KV_BLOCK_TOKENS, KV_BLOCK_TOKENS);
-        widen_values(t->a, kv_head(t->a, b + j), w->kv);
-        for (int i = 0; i < dim / 8; i += VALUE_VECTORS)
-            for (int r = 0; r < t->rows; r += VALUE_ROWS)
-                value_fns[least(dim / 8 - i, VALUE_VECTORS) - 1]
-                         [least(t->rows - r, VALUE_ROWS) - 1](w->kv + 8 * i, dim,
-                                                              w->s[r] + j * KV_BLOCK_TOKENS,
-                                                              positions, w->acc[r] + 8 * i);
-    }
+    int dim = t->a->kv->head_dim, n = least(last + 1 - b * KV_BLOCK_TOKENS, KV_BLOCK_TOKENS);
+    widen_values(t->a, kv_head(t->a, b), w->kv);
+    for (int i = 0; i < dim / 8; i += VALUE_VECTORS)
+        for (int r = 0; r < t->rows; r += VALUE_ROWS)
+            value_fns[least(dim / 8 - i, VALUE_VECTORS) - 1][least(t->rows - r, VALUE_ROWS) - 1](
+                w->kv + 8 * i, dim, w->s[r], n, w->acc[r] + 8 * i);
 }
 
 static void shrink_row(float *acc, int dim, float factor)
@@ -215,37 +207,34 @@ INLINE __m256 seen_mask(int at, int first, int last)
     return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(set, bits), bits));
 }
 
-static void soften(const struct tile *t, int r, int b, int n)
+static void soften(const struct tile *t, int r, int b)
 {
     const struct attention *a = t->a;
     struct work *w = t->w;
     float *s = w->s[r];
+    const uint8_t *head = kv_head(a, b);
     int at = b * KV_BLOCK_TOKENS, first = w->first[r], last = w->last[r];
     __m256 top = _mm256_set1_ps(-INFINITY);
-    for (int i = 0; i < n * KV_BLOCK_TOKENS; i += 8)
+    for (int i = 0; i < KV_BLOCK_TOKENS; i += 8)
         top = _mm256_max_ps(
             top, _mm256_blendv_ps(top, _mm256_loadu_ps(s + i), seen_mask(at + i, first, last)));
-    float max = fmaxf(w->max[r], max_of(top));
-    if (max > w->max[r]) {
-        float factor = _mm256_cvtss_f32(exponential(_mm256_set1_ps(w->max[r] - max)));
+    float here = max_of(top);
+    if (here > w->max[r] + MAX_SLACK) {
+        float factor = _mm256_cvtss_f32(exponential(_mm256_set1_ps(w->max[r] - here)));
         shrink_row(w->acc[r], a->kv->head_dim, factor);
-        w->sum[r] *= factor;
-        w->max[r] = max;
+        shrink_row(w->sum[r], LANES, factor);
+        w->max[r] = here;
     }
-    __m256 sum = _mm256_setzero_ps();
-    for (int i = 0; i < n * KV_BLOCK_TOKENS; i += 8) {
+    __m256 max = _mm256_set1_ps(w->max[r]), sum = _mm256_loadu_ps(w->sum[r]);
+    for (int i = 0; i < KV_BLOCK_TOKENS; i += 8) {
         __m256 mask = seen_mask(at + i, first, last);
-        __m256 p = exponential(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(max)));
-        p = _mm256_and_ps(p, mask);
+        __m256 p = _mm256_and_ps(exponential(_mm256_sub_ps(_mm256_loadu_ps(s + i), max)), mask);
         sum = _mm256_add_ps(sum, p);
-        if (a->kv->type == KV_Q8_0) {
-            const uint8_t *head = kv_head(a, b + i / KV_BLOCK_TOKENS);
-            __m256 scale = scales_at(a, head, 1, i % KV_BLOCK_TOKENS);
-            p = _mm256_and_ps(_mm256_mul_ps(p, scale), mask);
-        }
+        if (a->kv->type == KV_Q8_0)
+            p = _mm256_and_ps(_mm256_mul_ps(p, scales_at(a, head, 1, i)), mask);
         _mm256_storeu_ps(s + i, p);
     }
-    w->sum[r] += sum_of(sum);
+    _mm256_storeu_ps(w->sum[r], sum);
 }
 
 void avx2_attention(const struct attention *a, void *scratch)

@@ -1,11 +1,16 @@
 /* Attention with AVX-512.
  *
- * Query rows are taken ROWS at a time and KV positions CHUNK at a time. For a chunk: all scores,
- * then the online softmax of each row, then the weighted values, with sums in registers throughout.
- * Keys and values of BF16 blocks are multiplied as they lie, two dimensions or two positions an
+ * Query rows are taken ROWS at a time and KV blocks one at a time. For a block: all scores, then
+ * the online softmax of each row, then the weighted values, with sums in registers throughout. Keys
+ * and values of BF16 blocks are multiplied as they lie, two dimensions or two positions an
  * instruction. Q8_0 blocks are multiplied as integers: queries and weights become 16-bit integers,
  * finer than bf16, whose sums cannot leave 32 bits (256 * 127 * 32767 < 2^31). F16 blocks are
- * multiplied as f32. */
+ * multiplied as f32.
+ *
+ * A head's blocks lie far apart, where the processor cannot guess them, so the keys of the block
+ * after are fetched while those of this one are multiplied, and its values likewise, evenly: what
+ * comes in one burst stops the multiplications. Larger steps than a block were slower, because
+ * they and what is fetched fill the first-level cache. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -15,15 +20,16 @@
 #include "kernels/x86.h"
 #include "kernels/x86_bf16.h"
 
-enum { ROWS = 24, BLOCKS = 4, CHUNK = BLOCKS * KV_BLOCK_TOKENS };
+enum { ROWS = 24, LANES = 16 };
 
 struct work {
     _Alignas(64) uint32_t q[KERNEL_MAX_HEAD_DIM][ROWS]; /* [step][row], scale applied */
-    float s[ROWS][CHUNK]; /* scores, then weights: pairs or f32, 4 bytes for each step */
+    /* scores, then weights: pairs or f32, 4 bytes for each step */
+    float s[ROWS][KV_BLOCK_TOKENS];
     float acc[ROWS][KERNEL_MAX_HEAD_DIM];       /* of this segment */
     float total[ROWS][2 + KERNEL_MAX_HEAD_DIM]; /* partial of the segments before */
     float q_unit[ROWS], p_unit[ROWS];           /* what an integer query or weight stands for */
-    float max[ROWS], sum[ROWS];
+    float max[ROWS], sum[ROWS][LANES];
     int first[ROWS], last[ROWS]; /* positions that the row sees */
 };
 _Static_assert(sizeof(struct work) <= ATTENTION_SCRATCH, "scratch memory too small");
@@ -68,20 +74,33 @@ INLINE __m512 sum_of(enum math math, __m512 a, __m512 b)
     return _mm512_cvtepi32_ps(sum);
 }
 
-/* ahead: the keys of the next block; the processor itself finds the values, which follow the keys.
- * Even and odd steps are summed apart, so that few rows make chains enough; always, so that a row's
+/* Memory to fetch while something else is computed: so many lines in each turn of the loop. */
+struct ahead {
+    const char *at;
+    int lines;
+};
+
+INLINE void fetch(struct ahead *a, int most)
+{
+    UNROLL
+    for (int i = 0; i < most; i++)
+        if (i < a->lines)
+            _mm_prefetch(a->at + 64 * i, _MM_HINT_T0);
+    a->at += (ptrdiff_t)a->lines * 64;
+}
+
+/* Even and odd steps are summed apart, so that few rows make chains enough; always, so that a row's
  * score does not depend on how many there are. */
 INLINE void score_block(enum math math, int rw, const uint8_t *k, const uint32_t *q, int dim,
-                        float *s, const char *ahead)
+                        float *s, struct ahead ahead)
 {
     int bytes = step_bytes(math), steps = math == SINGLES ? dim : dim / 2;
     __m512 even[2][4], odd[2][4];
     UNROLL
     for (int r = 0; r < rw; r++)
         even[0][r] = even[1][r] = odd[0][r] = odd[1][r] = _mm512_setzero_ps();
-    for (int i = 0; i < steps; i += 2, k += 4 * bytes, q += 2 * ROWS, ahead += 4 * bytes) {
-        for (int f = 0; f < 4 * bytes; f += 64)
-            _mm_prefetch(ahead + f, _MM_HINT_T0);
+    for (int i = 0; i < steps; i += 2, k += 4 * bytes, q += 2 * ROWS) {
+        fetch(&ahead, 4);
         UNROLL
         for (int h = 0; h < 2; h++) {
             __m512 step = step_of(math, k + h * bytes), next = step_of(math, k + (2 + h) * bytes);
@@ -94,24 +113,25 @@ INLINE void score_block(enum math math, int rw, const uint8_t *k, const uint32_t
     }
     UNROLL
     for (int r = 0; r < rw; r++) {
-        _mm512_storeu_ps(s + r * CHUNK, sum_of(math, even[0][r], odd[0][r]));
-        _mm512_storeu_ps(s + r * CHUNK + 16, sum_of(math, even[1][r], odd[1][r]));
+        _mm512_storeu_ps(s + r * KV_BLOCK_TOKENS, sum_of(math, even[0][r], odd[0][r]));
+        _mm512_storeu_ps(s + r * KV_BLOCK_TOKENS + 16, sum_of(math, even[1][r], odd[1][r]));
     }
 }
 
-/* --- values: rv rows by nv vectors of 16 dimensions, over a chunk
+/* --- values: rv rows by nv vectors of 16 dimensions, over a block
  * ---------------------------------- */
 
 struct values {
-    const uint8_t *v[BLOCKS]; /* blocks of values, at the first of the nv vectors */
-    const float *p;           /* weights of the first row */
-    const float *unit;        /* what an integer weight of each row stands for */
-    float *acc;               /* of the first row */
-    int n;                    /* positions */
-    size_t stride;            /* bytes from a step to the next */
+    const uint8_t *v;  /* at the first of the nv vectors */
+    size_t stride;     /* bytes from a step to the next */
+    int n;             /* positions */
+    const float *p;    /* weights of the first row */
+    const float *unit; /* what an integer weight of each row stands for */
+    float *acc;        /* of the first row */
+    struct ahead ahead;
 };
 
-INLINE void value_chunk(enum math math, int rv, int nv, const struct values *x)
+INLINE void value_block(enum math math, int rv, int nv, const struct values *x)
 {
     int bytes = step_bytes(math), each = math == SINGLES ? 1 : 2;
     __m512 acc[4][8];
@@ -122,27 +142,27 @@ INLINE void value_chunk(enum math math, int rv, int nv, const struct values *x)
         acc[r][i] = math == WORDS ? _mm512_setzero_ps()
                                   : _mm512_loadu_ps(x->acc + r * KERNEL_MAX_HEAD_DIM + 16 * i);
     const uint32_t *p = (const uint32_t *)x->p;
+    const uint8_t *v = x->v;
+    struct ahead ahead = x->ahead;
     int steps = math == WORDS ? (x->n + 1) / 2 : x->n / each;
-    for (int b = 0; b * KV_BLOCK_TOKENS < x->n; b++) {
-        const uint8_t *v = x->v[b];
-        int end = (b + 1) * KV_BLOCK_TOKENS / each;
-        end = end < steps ? end : steps;
-        for (int i = b * KV_BLOCK_TOKENS / each; i < end; i++, v += x->stride, p++)
-            UNROLL
+    for (int i = 0; i < steps; i++, v += x->stride, p++) {
+        fetch(&ahead, nv);
+        UNROLL
         for (int j = 0; j < nv; j++) {
             __m512 value = step_of(math, v + j * bytes);
             UNROLL
             for (int r = 0; r < rv; r++)
-                acc[r][j] = multiply(math, acc[r][j], value, p[r * CHUNK]);
+                acc[r][j] = multiply(math, acc[r][j], value, p[r * KV_BLOCK_TOKENS]);
         }
-        if (math == PAIRS && x->n % 2 && x->n < (b + 1) * KV_BLOCK_TOKENS)
-            UNROLL
-        for (int j = 0; j < nv; j++) { /* nobody has written the odd position yet */
-            __m512i value = _mm512_maskz_loadu_epi16(0x55555555, v + j * bytes);
-            UNROLL
-            for (int r = 0; r < rv; r++)
-                acc[r][j] = multiply(math, acc[r][j], _mm512_castsi512_ps(value), p[r * CHUNK]);
-        }
+    }
+    if (math == PAIRS && x->n % 2)
+        UNROLL
+    for (int j = 0; j < nv; j++) { /* nobody has written the odd position yet */
+        __m512i value = _mm512_maskz_loadu_epi16(0x55555555, v + j * bytes);
+        UNROLL
+        for (int r = 0; r < rv; r++)
+            acc[r][j] =
+                multiply(math, acc[r][j], _mm512_castsi512_ps(value), p[r * KV_BLOCK_TOKENS]);
     }
     UNROLL
     for (int r = 0; r < rv; r++)
@@ -161,14 +181,14 @@ INLINE void value_chunk(enum math math, int rv, int nv, const struct values *x)
 
 #define SCORE(math, rw)                                                                            \
     static void score_##math##_##rw(const uint8_t *k, const uint32_t *q, int dim, float *s,        \
-                                    const char *ahead)                                             \
+                                    struct ahead ahead)                                            \
     {                                                                                              \
         score_block(math, rw, k, q, dim, s, ahead);                                                \
     }
 #define VALUE(math, rv, nv)                                                                        \
     static void value_##math##_##rv##_##nv(const struct values *x)                                 \
     {                                                                                              \
-        value_chunk(math, rv, nv, x);                                                              \
+        value_block(math, rv, nv, x);                                                              \
     }
 #define UP_TO_4(X, ...)                                                                            \
     X(__VA_ARGS__, 1)                                                                              \
@@ -194,7 +214,7 @@ UP_TO_8(VALUE, SINGLES, 1)
 UP_TO_8(VALUE, SINGLES, 2)
 UP_TO_8(VALUE, SINGLES, 3)
 
-typedef void score_fn(const uint8_t *k, const uint32_t *q, int dim, float *s, const char *ahead);
+typedef void score_fn(const uint8_t *k, const uint32_t *q, int dim, float *s, struct ahead ahead);
 typedef void value_fn(const struct values *x);
 #define SCORE_NAME(math, rw)     score_##math##_##rw,
 #define VALUE_NAME(math, rv, nv) value_##math##_##rv##_##nv,
@@ -221,36 +241,51 @@ INLINE __m512 scales_at(const struct attention *a, const uint8_t *head, int whic
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
-/* The keys that are read after those at table index i. */
-static const char *next_keys(const struct attention *a, int i)
+/* Part i of n of what is read after block b, from its byte `begin` to `end`, for so many turns of a
+ * loop. */
+static struct ahead part_ahead(const struct tile *t, int b, size_t begin, size_t end, int i, int n,
+                               int turns)
 {
-    return (const char *)kv_head(a, i + 1 < a->block_end ? i + 1 : i);
+    const struct attention *a = t->a;
+    if (++b == a->block_end) {
+        a = a->next;
+        b = a ? a->block_begin : 0;
+    }
+    int lines = (int)((end - begin + 63) / 64), each = (lines + n * turns - 1) / (n * turns);
+    int from = i * turns * each;
+    if (!a || from >= lines)
+        return (struct ahead){NULL, 0};
+    return (struct ahead){(const char *)kv_head(a, b) + begin + (size_t)from * 64, each};
 }
 
-static void scores(const struct tile *t, int b, int n)
+static int pieces_of(int n, int size)
+{
+    return (n + size - 1) / size;
+}
+
+static void scores(const struct tile *t, int b)
 {
     const struct attention *a = t->a;
     struct work *w = t->w;
-    int dim = a->kv->head_dim;
-    for (int j = 0; j < n; j++) {
-        const uint8_t *head = kv_head(a, b + j);
-        for (int r = 0; r < t->rows; r += SCORE_ROWS) {
-            int rw = t->rows - r < SCORE_ROWS ? t->rows - r : SCORE_ROWS;
-            score_fns[t->math][rw - 1](head, &w->q[0][r], dim, w->s[r] + j * KV_BLOCK_TOKENS,
-                                       next_keys(a, b + j));
-        }
-        for (int h = 0; h < 2 && t->math == WORDS; h++) {
-            __m512 scale = scales_at(a, head, 0, 16 * h);
-            for (int r = 0; r < t->rows; r++) {
-                float *s = w->s[r] + j * KV_BLOCK_TOKENS + 16 * h;
-                __m512 unit = _mm512_mul_ps(scale, _mm512_set1_ps(w->q_unit[r]));
-                _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), unit));
-            }
+    int dim = a->kv->head_dim, turns = (t->math == SINGLES ? dim : dim / 2) / 2;
+    int passes = pieces_of(t->rows, SCORE_ROWS);
+    const uint8_t *head = kv_head(a, b);
+    for (int i = 0; i < passes; i++) {
+        int r = i * SCORE_ROWS, rw = t->rows - r < SCORE_ROWS ? t->rows - r : SCORE_ROWS;
+        score_fns[t->math][rw - 1](head, &w->q[0][r], dim, w->s[r],
+                                   part_ahead(t, b, 0, kv_half_bytes(a->kv), i, passes, turns));
+    }
+    for (int h = 0; h < 2 && t->math == WORDS; h++) {
+        __m512 scale = scales_at(a, head, 0, 16 * h);
+        for (int r = 0; r < t->rows; r++) {
+            float *s = w->s[r] + 16 * h;
+            __m512 unit = _mm512_mul_ps(scale, _mm512_set1_ps(w->q_unit[r]));
+            _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), unit));
         }
     }
 }
 
-/* e^x for x <= 0, 0 below -87.3: argument reduction by multiples of ln 2, Cephes polynomial. */
+/* e^x for x up to 87, 0 below -87.3: argument reduction by multiples of ln 2, Cephes polynomial. */
 INLINE __m512 exponential(__m512 x)
 {
     __mmask16 in_range = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.3f), _CMP_GT_OQ);
@@ -273,100 +308,76 @@ static void shrink_row(float *acc, int dim, float factor)
         _mm512_storeu_ps(acc + d, _mm512_mul_ps(_mm512_loadu_ps(acc + d), _mm512_set1_ps(factor)));
 }
 
-/* The 16 positions of a chunk from i on that the row sees; first and last count from the chunk. */
-INLINE __mmask16 mask_at(int i, int first, int last)
+/* Weights of one row as pairs of integers, for values of 8 bits: their scales go into the weights.
+ */
+static void weights_to_words(const struct tile *t, int r, int b, __m512 p[2])
 {
-    if (first <= i && last >= i + 15)
-        return 0xffff;
-    return (__mmask16)seen(i, 16, first, last);
-}
-
-/* The largest score of the row in this chunk and before; the state shrinks to it. */
-static float raise_max(const struct tile *t, int r, int positions, int first, int last)
-{
-    struct work *w = t->w;
-    __m512 top = _mm512_set1_ps(-INFINITY);
-    for (int i = 0; i < positions; i += 16)
-        top = _mm512_mask_max_ps(top, mask_at(i, first, last), top, _mm512_loadu_ps(w->s[r] + i));
-    float here = _mm512_reduce_max_ps(top), max = w->max[r];
-    if (here > max) {
-        max = here;
-        float factor = _mm512_cvtss_f32(exponential(_mm512_set1_ps(w->max[r] - max)));
-        shrink_row(w->acc[r], t->a->kv->head_dim, factor);
-        w->sum[r] *= factor;
-        w->max[r] = max;
+    const uint8_t *head = kv_head(t->a, b);
+    for (int h = 0; h < 2; h++) {
+        __mmask16 mask = _mm512_cmp_ps_mask(p[h], _mm512_setzero_ps(), _CMP_GT_OQ);
+        p[h] = _mm512_maskz_mul_ps(mask, p[h], scales_at(t->a, head, 1, 16 * h));
     }
-    return max;
-}
-
-/* Weights in place as pairs of integers, for values of 8 bits: their scales go into the weights. */
-static void weights_to_words(const struct tile *t, int r, int b, int positions)
-{
-    struct work *w = t->w;
-    float *s = w->s[r];
-    __m512 top = _mm512_setzero_ps();
-    for (int i = 0; i < positions; i += 16) {
-        const uint8_t *head = kv_head(t->a, b + i / KV_BLOCK_TOKENS);
-        __m512 p = _mm512_loadu_ps(s + i);
-        __mmask16 mask = _mm512_cmp_ps_mask(p, _mm512_setzero_ps(), _CMP_GT_OQ);
-        p = _mm512_maskz_mul_ps(mask, p, scales_at(t->a, head, 1, i % KV_BLOCK_TOKENS));
-        top = _mm512_max_ps(top, p);
-        _mm512_storeu_ps(s + i, p);
-    }
-    float max = _mm512_reduce_max_ps(top);
+    float max = _mm512_reduce_max_ps(_mm512_max_ps(p[0], p[1]));
     __m512 inverse = _mm512_set1_ps(max > 0 ? 32767 / max : 0);
-    for (int i = 0; i < positions; i += 16) {
-        __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(s + i), inverse));
-        _mm256_storeu_si256((__m256i *)(s + i / 2), _mm512_cvtepi32_epi16(p));
+    for (int h = 0; h < 2; h++) {
+        __m512i words = _mm512_cvtps_epi32(_mm512_mul_ps(p[h], inverse));
+        _mm256_storeu_si256((__m256i *)(t->w->s[r] + 8 * h), _mm512_cvtepi32_epi16(words));
     }
-    w->p_unit[r] = max / 32767;
+    t->w->p_unit[r] = max / 32767;
 }
 
-static void soften(const struct tile *t, int r, int b, int n)
+static void soften(const struct tile *t, int r, int b)
 {
     struct work *w = t->w;
     float *s = w->s[r];
-    int positions = n * KV_BLOCK_TOKENS;
-    int first = w->first[r] - b * KV_BLOCK_TOKENS, last = w->last[r] - b * KV_BLOCK_TOKENS;
-    __m512 max = _mm512_set1_ps(raise_max(t, r, positions, first, last));
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < positions; i += 32) {
-        __m512 x = exponential(_mm512_sub_ps(_mm512_loadu_ps(s + i), max));
-        __m512 y = exponential(_mm512_sub_ps(_mm512_loadu_ps(s + i + 16), max));
-        x = _mm512_maskz_mov_ps(mask_at(i, first, last), x);
-        y = _mm512_maskz_mov_ps(mask_at(i + 16, first, last), y);
-        sum = _mm512_add_ps(sum, _mm512_add_ps(x, y));
-        if (t->math == PAIRS) {
-            _mm512_storeu_si512(s + i / 2, (__m512i)_mm512_cvtne2ps_pbh(y, x));
-        } else {
-            _mm512_storeu_ps(s + i, x);
-            _mm512_storeu_ps(s + i + 16, y);
-        }
+    uint32_t mask = seen(b * KV_BLOCK_TOKENS, KV_BLOCK_TOKENS, w->first[r], w->last[r]);
+    __mmask16 masks[2] = {(__mmask16)mask, (__mmask16)(mask >> 16)};
+    __m512 p[2] = {_mm512_loadu_ps(s), _mm512_loadu_ps(s + 16)};
+    __m512 low = _mm512_set1_ps(-INFINITY);
+    __m512 top = _mm512_max_ps(_mm512_mask_mov_ps(low, masks[0], p[0]),
+                               _mm512_mask_mov_ps(low, masks[1], p[1]));
+    if (_mm512_cmp_ps_mask(top, _mm512_set1_ps(w->max[r] + MAX_SLACK), _CMP_GT_OQ)) {
+        float here = _mm512_reduce_max_ps(top);
+        __m512 factor = exponential(_mm512_set1_ps(w->max[r] - here));
+        shrink_row(w->acc[r], t->a->kv->head_dim, _mm512_cvtss_f32(factor));
+        shrink_row(w->sum[r], LANES, _mm512_cvtss_f32(factor));
+        w->max[r] = here;
     }
-    w->sum[r] += _mm512_reduce_add_ps(sum);
-    if (t->math == WORDS)
-        weights_to_words(t, r, b, positions);
+    for (int h = 0; h < 2; h++) {
+        p[h] = exponential(_mm512_sub_ps(p[h], _mm512_set1_ps(w->max[r])));
+        p[h] = _mm512_maskz_mov_ps(masks[h], p[h]);
+    }
+    __m512 sum = _mm512_add_ps(p[0], p[1]);
+    _mm512_storeu_ps(w->sum[r], _mm512_add_ps(_mm512_loadu_ps(w->sum[r]), sum));
+    if (t->math == PAIRS) {
+        _mm512_storeu_si512(s, (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
+    } else if (t->math == WORDS) {
+        weights_to_words(t, r, b, p);
+    } else {
+        _mm512_storeu_ps(s, p[0]);
+        _mm512_storeu_ps(s + 16, p[1]);
+    }
 }
 
-static void values(const struct tile *t, int b, int n, int last)
+static void values(const struct tile *t, int b, int last)
 {
     const struct attention *a = t->a;
     struct work *w = t->w;
-    int dim = a->kv->head_dim, bytes = step_bytes(t->math);
-    int positions = last + 1 - b * KV_BLOCK_TOKENS;
-    if (positions > n * KV_BLOCK_TOKENS)
-        positions = n * KV_BLOCK_TOKENS;
-    for (int i = 0; i < dim / 16; i += VALUE_VECTORS)
-        for (int r = 0; r < t->rows; r += VALUE_ROWS) {
-            int nv = dim / 16 - i < VALUE_VECTORS ? dim / 16 - i : VALUE_VECTORS;
+    int vectors = a->kv->head_dim / 16, bytes = step_bytes(t->math);
+    size_t half = kv_half_bytes(a->kv), all = kv_head_bytes(a->kv);
+    int n = last + 1 - b * KV_BLOCK_TOKENS, turns = t->math == SINGLES ? 32 : 16, call = 0;
+    int calls = pieces_of(vectors, VALUE_VECTORS) * pieces_of(t->rows, VALUE_ROWS);
+    for (int i = 0; i < vectors; i += VALUE_VECTORS)
+        for (int r = 0; r < t->rows; r += VALUE_ROWS, call++) {
+            int nv = vectors - i < VALUE_VECTORS ? vectors - i : VALUE_VECTORS;
             int rv = t->rows - r < VALUE_ROWS ? t->rows - r : VALUE_ROWS;
-            struct values x = {.p = w->s[r],
+            struct values x = {.v = (const uint8_t *)kv_head(a, b) + half + i * bytes,
+                               .stride = (size_t)(vectors * bytes),
+                               .n = n < KV_BLOCK_TOKENS ? n : KV_BLOCK_TOKENS,
+                               .p = w->s[r],
                                .unit = &w->p_unit[r],
                                .acc = w->acc[r] + 16 * i,
-                               .n = positions,
-                               .stride = (size_t)(dim / 16 * bytes)};
-            for (int j = 0; j < n; j++)
-                x.v[j] = (const uint8_t *)kv_head(a, b + j) + kv_half_bytes(a->kv) + i * bytes;
+                               .ahead = part_ahead(t, b, half, all, call, calls, turns)};
             value_fns[t->math][rv - 1][nv - 1](&x);
         }
 }

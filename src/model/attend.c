@@ -75,16 +75,16 @@ static float *partial_row(const struct model *m, int head, int row)
                                      attention_partial_floats(&m->kv);
 }
 
-static void attend_unit(const struct step *st, int layer, const struct plan_piece *p, int head,
-                        void *scratch)
+/* Units are (piece, KV head). The last pieces of a prompt see the most keys and go first; the heads
+ * of a block follow each other as they do in memory. */
+static struct attention unit_attention(const struct step *st, int layer, int unit)
 {
     const struct model *m = st->m;
     const struct hparams *hp = &m->hp;
     const struct plan *plan = &m->scratch.plan;
-    for (int i = 0; st->place_inside && i < p->n_tokens; i++)
-        place_heads(st, layer, plan->tokens[p->first + i], plan->pos[p->first + i], p->table,
-                    (struct range){head, head + 1});
-    struct attention a = {
+    const struct plan_piece *p = &plan->pieces[plan->n_pieces - 1 - unit / hp->n_kv_heads];
+    int head = unit % hp->n_kv_heads;
+    return (struct attention){
         .kv = &m->kv,
         .blocks = layer_blocks(st, layer),
         .block_stride = st->kv->block_bytes,
@@ -104,25 +104,39 @@ static void attend_unit(const struct step *st, int layer, const struct plan_piec
         .out_stride = (size_t)hparams_q(hp),
         .partial = p->partial < 0 ? NULL : partial_row(m, head, p->partial),
     };
-    m->kernels->attention(&a, scratch);
 }
 
-/* Units are (piece, KV head), handed out one by one, because their costs differ; the last pieces of
- * a prompt see the most keys and go first. The counter runs on from layer to layer. */
-static void attend_units(const struct worker *k, int layer)
+/* Keys and values of the new tokens of a piece that holds all of its sequence's. */
+static void place_piece(const struct step *st, int layer, const struct attention *a)
 {
-    int n_heads = k->m->hp.n_kv_heads;
-    int n_units = k->m->scratch.plan.n_pieces * n_heads;
-    void *scratch = k->m->scratch.threads[k->ith].attention;
+    for (int i = 0; i < a->n_tokens; i++)
+        place_heads(st, layer, a->tokens[i], a->pos[i], a->table,
+                    (struct range){a->kv_head, a->kv_head + 1});
+}
+
+/* Units are handed out one by one, because their costs differ. The counter runs on from layer to
+ * layer. False: there are no more. */
+static bool draw_unit(const struct worker *k, int layer, struct attention *out)
+{
+    int n_units = k->m->scratch.plan.n_pieces * k->m->hp.n_kv_heads;
     /* Each thread ends a layer by drawing one number too many. */
     int64_t base = (int64_t)layer * (n_units + k->nth);
-    for (;;) {
-        int64_t i = atomic_fetch_add_explicit(&k->st->next_unit, 1, memory_order_relaxed) - base;
-        if (i >= n_units)
-            return;
-        int unit = n_units - 1 - (int)i;
-        attend_unit(k->st, layer, &k->m->scratch.plan.pieces[unit / n_heads], unit % n_heads,
-                    scratch);
+    int64_t i = atomic_fetch_add_explicit(&k->st->next_unit, 1, memory_order_relaxed) - base;
+    if (i < n_units)
+        *out = unit_attention(k->st, layer, (int)i);
+    return i < n_units;
+}
+
+/* A thread draws a unit before it computes the one before, whose end fetches its beginning. */
+static void attend_units(const struct worker *k, int layer)
+{
+    struct attention now, next = {0};
+    for (bool more = draw_unit(k, layer, &now); more; now = next) {
+        more = draw_unit(k, layer, &next);
+        now.next = more ? &next : NULL;
+        if (k->st->place_inside)
+            place_piece(k->st, layer, &now);
+        k->m->kernels->attention(&now, k->m->scratch.threads[k->ith].attention);
     }
 }
 
