@@ -1,6 +1,7 @@
 /* persona.h - the body of POST /v1/personas: a named beginning of chats.
  *
- *   {"name": "teacher", "system": "You are ..." | "messages": [...], "model": ..., "pin": true}
+ *   {"name": "teacher", "system": "You are ..." | "messages": [...], "model": ..., "pin": true,
+ *    "adapter": as in a chat}
  *
  * Pure functions, any thread. */
 #pragma once
@@ -8,6 +9,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "api/request.h"
 #include "base/err.h"
 #include "base/str.h"
 
@@ -19,6 +21,11 @@ struct persona_spec {
     const char *model; /* NULL: the default model; lives in root */
     bool pin;          /* keep the computed prompt; else it may be evicted */
     json_t *messages;  /* owned, in the form that chat templates expect */
+    /* that chats run under; names live in root and arena */
+    struct adapter_choice adapters[API_MAX_ADAPTERS];
+    size_t n_adapters;
+    const json_t *adapter; /* as it was written; NULL: none; lives in root */
+    struct arena arena;
 };
 
 /* Letters, digits, '.', '_' and '-', a letter or digit first, 1 to PERSONA_NAME_BYTES. */

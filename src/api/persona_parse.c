@@ -1,6 +1,7 @@
 #include "api/persona.h"
 
 #include <ctype.h>
+#include <string.h>
 
 #include "api/openai_parse.h"
 #include "base/json.h"
@@ -17,6 +18,7 @@ void persona_spec_release(struct persona_spec *s)
 {
     json_decref(s->messages);
     json_decref(s->root);
+    arena_release(&s->arena);
     *s = (struct persona_spec){0};
 }
 
@@ -65,12 +67,27 @@ static int read_messages(struct persona_spec *out, struct err *e)
     return rc;
 }
 
+static int read_adapter(struct persona_spec *out, struct err *e)
+{
+    static const struct openai_param param = {.name = "adapter"};
+    const json_t *v = field(out, "adapter");
+    struct chat_request r = {0};
+    int rc = v ? openai_read_adapter(&r, &param, v, e) : 0;
+    out->arena = r.arena;
+    memcpy(out->adapters, r.adapters, sizeof r.adapters);
+    out->n_adapters = r.n_adapters;
+    out->adapter = r.n_adapters ? v : NULL;
+    return rc;
+}
+
 int persona_parse_tree(struct persona_spec *out, json_t *root, struct err *e)
 {
     *out = (struct persona_spec){.root = json_incref(root)};
     if (!json_is_object(root))
         return err_set(e, ERR_INVALID, "a persona must be a JSON object");
     int rc = read_name(out, e);
+    if (!rc)
+        rc = read_adapter(out, e);
     return rc ? rc : read_messages(out, e);
 }
 

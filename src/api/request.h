@@ -107,9 +107,11 @@ struct chat_request {
     const char *persona; /* whose messages come before these, NULL: none */
     struct adapter_choice adapters[API_MAX_ADAPTERS];
     size_t n_adapters;
-    bool picks_adapters; /* the fields above are the client's word, also when there are none */
-    const char *user;    /* whom the client asks for, NULL: did not say */
-    double timeout_s;    /* 0: none */
+    bool picks_adapters;     /* the fields above are to be obeyed, also when there are none: */
+    const char *adapters_of; /* NULL: the client said so; else its persona has them, on this model,
+                                and the body does not name them */
+    const char *user;        /* whom the client asks for, NULL: did not say */
+    double timeout_s;        /* 0: none */
     struct keep_alive keep_alive;
     struct cache_wish cache;
     bool stream;

@@ -1,8 +1,9 @@
 /* adapter_pick.c - which adapters a generation runs under, and the wait until they are there.
  *
- * In this order: what the request says (its model is an adapter's name, `adapter`, `lora`); the
- * adapter that its user was given, unless a tier that is not `personal` serves it; the tier's; the
- * scales that llama-server's clients have set for everybody; else none. */
+ * In this order: what the request says (its model is an adapter's name, `adapter`, `lora`); those
+ * of its persona, on the persona's model; the adapter that its user was given, unless a tier that
+ * is not `personal` serves it; the tier's; the scales that llama-server's clients have set for
+ * everybody; else none. */
 #include <string.h>
 
 #include "gateway/adapter_push.h"
@@ -17,6 +18,11 @@ enum job_step job_find_adapter(struct job *j)
     struct chat_request *r = &j->req;
     char *base, *adapter;
     j->named = j->named_adapter = NULL;
+    if (r->adapters_of && (!r->model || strcmp(r->model, r->adapters_of) != 0)) { /* no use here */
+        r->n_adapters = 0;
+        r->picks_adapters = false;
+        r->adapters_of = NULL;
+    }
     if (!r->model || served_find(j->server, r->model) ||
         !adapters_find_model(j->server->adapters, r->model, &base, &adapter))
         return JOB_GO;
@@ -134,7 +140,7 @@ static int push(struct job *j, const struct adapter_pick *p, struct err *e)
             .version = ref.version,
             .path = arena_strdup(arena, str_of(ref.source)),
             .root = adapters_root(j->server->adapters),
-            .in_body = j->req.n_adapters > 0,
+            .in_body = j->req.n_adapters > 0 && !j->req.adapters_of,
         };
         push_name(j->pushed->as, ref.name, ref.version, ref.digest);
         registry_used(all, ref.name);
@@ -147,7 +153,7 @@ static int push(struct job *j, const struct adapter_pick *p, struct err *e)
 static bool is_theirs(const struct job *j, const struct adapter_pick *p)
 {
     struct registry_ref ref;
-    if (!j->req.n_adapters || j->named_adapter)
+    if (!j->req.n_adapters || j->req.adapters_of || j->named_adapter)
         return false;
     if (registry_resolve(adapters_registry(j->server->adapters), p->name, &ref, NULL))
         return true;

@@ -16,6 +16,7 @@
 #include "base/mem.h"
 #include "gateway/backends.h"
 #include "server/adapters_private.h"
+#include "server/persona.h"
 
 struct adapters_change {
     struct adapter_task task;
@@ -253,6 +254,7 @@ static void begin_next(struct adapters *all);
 static void finish(struct adapters_change *c)
 {
     server_changed(c->all->server);
+    personas_adapters_changed(c->all->server->personas);
     adapters_release(&c->lease);
     waiter_cancel(&c->waiter);
     if (c->done)

@@ -7,13 +7,16 @@
 #include "server/persona_kv.h"
 #include "server/terms.h"
 
-/* A computation in the engine. Outlives its persona if that is removed meanwhile. */
+/* A computation: until its adapters are there, until its file is read, or in the engine. Then it
+ * outlives its persona if that is removed meanwhile. */
 struct persona_run {
     struct engine_user user;
     struct personas *all;
-    struct persona *p; /* NULL: nobody waits for it */
-    struct served *model;
-    uint64_t id;
+    struct persona *p;        /* NULL: nobody waits for it */
+    struct persona_with with; /* the model is held */
+    struct adapter_lease lease;
+    struct waiter waiter; /* for the lease */
+    uint64_t id;          /* 0: it is not in the engine */
 };
 
 /* ---- the list ---- */
@@ -48,6 +51,15 @@ int persona_blocks(const struct persona *p)
     return p->pin ? ((int)p->prompt.n + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS : 0;
 }
 
+static void copy_choices(struct adapter_choice *to, const struct adapter_choice *from, size_t n,
+                         struct arena *arena)
+{
+    for (size_t i = 0; i < n; i++) {
+        to[i] = from[i];
+        to[i].name = arena_strdup(arena, str_of(from[i].name));
+    }
+}
+
 static struct persona *persona_new(struct personas *all, const char *tenant,
                                    const struct persona_spec *spec, const char *model)
 {
@@ -58,6 +70,9 @@ static struct persona *persona_new(struct personas *all, const char *tenant,
     snprintf(p->name, sizeof p->name, "%s", spec->name);
     p->model = xstrdup(model);
     p->messages = json_deep_copy(spec->messages);
+    p->adapter = spec->adapter ? json_deep_copy(spec->adapter) : NULL;
+    p->n_adapters = spec->n_adapters;
+    copy_choices(p->adapters, spec->adapters, spec->n_adapters, &p->arena);
     p->pin = spec->pin;
     p->created_unix_s = clock_unix_s();
     return p;
@@ -67,6 +82,8 @@ static void persona_free(struct persona *p)
 {
     free(p->model);
     json_decref(p->messages);
+    json_decref(p->adapter);
+    arena_release(&p->arena);
     token_list_release(&p->prompt);
     free(p);
 }
@@ -144,34 +161,116 @@ static int check_budget(const struct personas *all, const struct served *m, cons
                      wanted, KV_BLOCK_TOKENS, stats.blocks_pin_limit, used);
 }
 
+/* ---- adapters ---- */
+
+static int take_adapters(struct personas *all, const struct persona *p, struct served *m,
+                         struct adapter_lease *lease, struct err *e)
+{
+    struct adapter_pick picks[API_MAX_ADAPTERS];
+    for (size_t i = 0; i < p->n_adapters; i++)
+        picks[i] = (struct adapter_pick){p->adapters[i].name, p->adapters[i].scale};
+    return adapters_take(all->server->adapters, lease, m, picks, (int)p->n_adapters, NULL, e);
+}
+
+static int check_adapters(struct personas *all, const struct persona *p, struct served *m,
+                          struct err *e)
+{
+    struct adapter_lease lease = {0};
+    int rc = take_adapters(all, p, m, &lease, e);
+    adapters_release(&lease);
+    return rc;
+}
+
+static void note_digests(struct persona *p, const struct adapter_lease *l)
+{
+    memset(p->digests, 0, sizeof p->digests);
+    for (int i = 0; i < l->n; i++)
+        memcpy(p->digests[i], adapters_digest(l, i), sizeof p->digests[i]);
+}
+
+/* What p's adapters compute with now. False: there is one that it cannot have. */
+static bool find_digests(const struct personas *all, const struct persona *p,
+                         uint8_t out[API_MAX_ADAPTERS][REGISTRY_DIGEST_BYTES])
+{
+    struct registry *registry = adapters_registry(all->server->adapters);
+    bool there = true;
+    for (size_t i = 0; i < p->n_adapters && there; i++) {
+        struct registry_ref ref = {0};
+        there = registry_resolve(registry, p->adapters[i].name, &ref, NULL) == 0 &&
+                strcmp(ref.base, p->model) == 0;
+        memcpy(out[i], ref.digest, sizeof ref.digest);
+        registry_ref_release(&ref);
+    }
+    return there;
+}
+
+/* By the name that p says, or by the one that it leads to. */
+static bool has_adapter(const struct personas *all, const struct persona *p, const char *name)
+{
+    struct registry *registry = adapters_registry(all->server->adapters);
+    bool has = false;
+    for (size_t i = 0; i < p->n_adapters && !has; i++) {
+        struct registry_ref ref = {0};
+        has = strcmp(p->adapters[i].name, name) == 0 ||
+              (registry_resolve(registry, p->adapters[i].name, &ref, NULL) == 0 &&
+               strcmp(ref.name, name) == 0);
+        registry_ref_release(&ref);
+    }
+    return has;
+}
+
 /* ---- computing ---- */
 
-/* Gives back what the engine holds for p, computed or on its way. */
+/* Accepts one that the engine knows nothing of, or not any more. */
+static void run_free(struct persona_run *run)
+{
+    struct served *m = run->with.model;
+    waiter_cancel(&run->waiter);
+    adapters_release(&run->lease);
+    free(run);
+    served_put(m);
+}
+
+/* Gives back what is held for p, computed or on its way. */
 static void let_go(struct personas *all, struct persona *p)
 {
-    if (p->kv_task && p->state == PERSONA_COMPUTING)
-        all->computing = false;
+    struct persona_run *run = p->run;
     persona_kv_give_up(p);
-    if (p->run) {
-        struct engine *g = p->run->model->model.engine;
-        engine_cancel(g, p->run->id);
-        engine_unpin(g, p->run->id);
-        p->run->p = NULL;
-        all->computing = false;
-        p->run = NULL;
-    }
     if (p->pinned_in)
         engine_unpin(p->pinned_in->model.engine, p->pin_id);
     p->pinned_in = NULL;
+    p->run = NULL;
     p->state = PERSONA_WAITING;
+    if (!run)
+        return;
+    all->computing = false;
+    if (!run->id) {
+        run_free(run);
+        return;
+    }
+    struct engine *g = run->with.model->model.engine;
+    engine_cancel(g, run->id);
+    engine_unpin(g, run->id);
+    run->p = NULL; /* its last event frees it */
 }
 
 static void settle(struct persona *p, enum persona_state state)
 {
     p->state = state;
+    if (state == PERSONA_WAITING)
+        return;
     if (state == PERSONA_FAILED)
         log_warn("server", "persona %s: %s", p->id, p->err.msg);
     persona_answer(p);
+}
+
+/* p's run has come to something, or p has to wait. */
+static void run_over(struct persona_run *run, enum persona_state state)
+{
+    run->all->computing = false;
+    run->p->run = NULL;
+    settle(run->p, state);
+    run_free(run); /* last: if others want the memory of the model, this unloads it */
 }
 
 static void run_event(struct engine_user *user, const struct engine_event *ev)
@@ -181,40 +280,36 @@ static void run_event(struct engine_user *user, const struct engine_event *ev)
     struct persona *p = run->p;
     if (!ev->finish)
         return;
-    if (p) {
-        all->computing = false;
-        p->run = NULL;
-        if (ev->finish == FINISH_STOP || ev->finish == FINISH_LENGTH) {
-            p->pinned_in = p->pin ? run->model : NULL;
-            p->pin_id = run->id;
-            settle(p, PERSONA_READY);
-            if (p->pinned_in)
-                persona_kv_write(all->kv, p, run->model);
-        } else if (ev->finish == FINISH_CANCEL) { /* the engine is closing */
-            p->state = PERSONA_WAITING;
-        } else {
-            p->err = ev->err;
-            p->err.code = ERR_IO; /* ours, not the client's */
-            settle(p, PERSONA_FAILED);
-        }
+    if (!p) {
+        run_free(run);
+    } else if (ev->finish == FINISH_STOP || ev->finish == FINISH_LENGTH) {
+        p->pinned_in = p->pin ? run->with.model : NULL;
+        p->pin_id = run->id;
+        if (p->pinned_in)
+            persona_kv_write(all->kv, p, &run->with);
+        run_over(run, PERSONA_READY);
+    } else if (ev->finish == FINISH_CANCEL) { /* the engine is closing */
+        run_over(run, PERSONA_WAITING);
+    } else {
+        p->err = ev->err;
+        p->err.code = ERR_IO; /* ours, not the client's */
+        run_over(run, PERSONA_FAILED);
     }
-    served_put(run->model);
-    free(run);
     if (ev->finish != FINISH_CANCEL)
         personas_advance(all);
 }
 
-/* Hands p to the engine. False: it has to wait. */
-static bool submit(struct personas *all, struct persona *p, struct served *m)
+static void submit(struct persona_run *run)
 {
-    struct persona_run *run = xcalloc(1, sizeof *run);
-    *run = (struct persona_run){.user = {run_event}, .all = all, .p = p, .model = m};
+    struct persona *p = run->p;
     char salt[PERSONA_SALT_BYTES];
     struct engine_request r = {
         .cache_salt = persona_salt(p, salt),
         .prompt = p->prompt.ids,
         .n_prompt = (int)p->prompt.n,
         .max_tokens = 1,
+        .adapters = run->with.adapters,
+        .n_adapters = run->with.n,
         .tenant = "personas",
         .pin = p->pin,
         .user = &run->user,
@@ -222,52 +317,89 @@ static bool submit(struct personas *all, struct persona *p, struct served *m)
     struct err e = {0};
     sampling_default(&r.sampling);
     r.sampling.temperature = 0;
-    int rc = engine_submit(m->model.engine, &r, &run->id, &e);
-    if (!rc) {
-        served_hold(m);
-        p->run = run;
-        p->state = PERSONA_COMPUTING;
-        all->computing = true;
-        return true;
-    }
-    free(run);
-    /* ERR_LIMIT: the budget was checked, so a pin that was let go is still on its way out */
-    if (rc == ERR_BUSY || rc == ERR_LIMIT)
-        return false;
+    int rc = engine_submit(run->with.model->model.engine, &r, &run->id, &e);
+    if (!rc)
+        return;
+    run->id = 0;
     p->err = e;
-    settle(p, PERSONA_FAILED);
-    return true;
+    /* ERR_LIMIT: the budget was checked, so a pin that was let go is still on its way out */
+    run_over(run, rc == ERR_BUSY || rc == ERR_LIMIT ? PERSONA_WAITING : PERSONA_FAILED);
 }
 
 /* Its file, if there may be one. */
-static bool read_back(struct personas *all, struct persona *p, struct served *m)
+static bool read_back(struct persona_run *run)
 {
+    struct persona *p = run->p;
     bool tried = p->kv_tried;
     p->kv_tried = true;
-    if (tried || !p->pin || !persona_kv_read(all->kv, p, m))
-        return false;
-    p->state = PERSONA_COMPUTING;
-    all->computing = true;
-    return true;
+    return !tried && p->pin && persona_kv_read(run->all->kv, p, &run->with);
 }
 
-void personas_read_back(struct personas *all, struct persona *p, struct served *m, uint64_t id)
+void personas_read_back(struct persona *p, struct served *m, uint64_t id)
 {
-    all->computing = false;
-    p->state = PERSONA_WAITING;
-    if (!m)
-        return;
     p->pinned_in = m;
     p->pin_id = id;
-    settle(p, PERSONA_READY);
+    run_over(p->run, m ? PERSONA_READY : PERSONA_WAITING);
 }
 
-/* False: it has to wait. */
-static bool start(struct personas *all, struct persona *p)
+/* With its adapters, once they are there. */
+static void go_on(struct persona_run *run)
+{
+    struct persona *p = run->p;
+    int rc = adapters_get(&run->lease, &run->waiter, run->with.adapters, &p->err);
+    if (rc == 0)
+        return;
+    if (rc < 0) {
+        p->lacks_adapter = true;
+        run_over(run, PERSONA_FAILED);
+        return;
+    }
+    run->with.n = run->lease.n;
+    note_digests(p, &run->lease);
+    if (!read_back(run))
+        submit(run);
+}
+
+static void adapters_are_there(struct waiter *w, const struct err *failed)
+{
+    struct persona_run *run =
+        (struct persona_run *)((char *)w - offsetof(struct persona_run, waiter));
+    struct personas *all = run->all;
+    if (all->server->draining) /* engines may be gone */
+        run_over(run, PERSONA_WAITING);
+    else
+        go_on(run); /* says what failed, too */
+    personas_advance(all);
+}
+
+static void compute(struct personas *all, struct persona *p, struct served *m)
+{
+    struct persona_run *run = xcalloc(1, sizeof *run);
+    *run = (struct persona_run){.user = {run_event},
+                                .all = all,
+                                .p = p,
+                                .with = {.model = m},
+                                .waiter = {.wake = adapters_are_there}};
+    served_hold(m);
+    all->computing = true; /* from here on: taking adapters may wake others */
+    int rc = take_adapters(all, p, m, &run->lease, &p->err);
+    p->run = run;
+    p->state = PERSONA_COMPUTING;
+    if (rc) {
+        p->lacks_adapter = true;
+        run_over(run, PERSONA_FAILED);
+        return;
+    }
+    note_digests(p, &run->lease);
+    go_on(run);
+}
+
+static void start(struct personas *all, struct persona *p)
 {
     struct served *m = served_find(all->server, p->model);
     if (!m || m->state != SERVED_READY)
-        return false;
+        return;
+    p->lacks_adapter = false;
     int rc = p->prompt.n ? 0 : make_prompt(m, p, &p->err);
     if (!rc)
         rc = check_budget(all, m, p, NULL, &p->err);
@@ -276,8 +408,7 @@ static bool start(struct personas *all, struct persona *p)
     else if (!p->prompt.n)
         settle(p, PERSONA_READY);
     else
-        return read_back(all, p, m) || submit(all, p, m);
-    return true;
+        compute(all, p, m);
 }
 
 void personas_advance(struct personas *all)
@@ -294,11 +425,34 @@ void personas_lost(struct personas *all, const struct served *m)
     for (struct persona *p = all->first; p; p = p->next) {
         if (m && strcmp(p->model, m->name) != 0)
             continue;
-        let_go(all, p);
         token_list_release(&p->prompt);
         p->kv_tried = m == NULL; /* a model that was unloaded can have its prompts back */
+        let_go(all, p);          /* last: what it wakes may start p again */
     }
     personas_advance(all);
+}
+
+static void advance(void *all)
+{
+    personas_advance(all);
+}
+
+void personas_adapters_changed(struct personas *all)
+{
+    bool any = false;
+    for (struct persona *p = all->first; p; p = p->next) {
+        uint8_t now[API_MAX_ADAPTERS][REGISTRY_DIGEST_BYTES] = {{0}};
+        if (!p->n_adapters || !p->prompt.n || p->state == PERSONA_WAITING)
+            continue;
+        bool there = find_digests(all, p, now);
+        if (p->state == PERSONA_FAILED && p->lacks_adapter && there)
+            p->state = PERSONA_WAITING;
+        else if (p->state != PERSONA_FAILED && (!there || memcmp(now, p->digests, sizeof now) != 0))
+            let_go(all, p);
+        any = any || p->state == PERSONA_WAITING;
+    }
+    if (any) /* later: the change may be told to somebody who is starting p, or letting it go */
+        http_loop_post(all->server->loop, advance, all);
 }
 
 /* ---- what clients do ---- */
@@ -315,6 +469,12 @@ int personas_apply(struct personas *all, const char *tenant, struct chat_request
         messages = json_deep_copy(p->messages);
         if (!r->model && served_find(all->server, p->model))
             r->model = arena_strdup(&r->arena, str_of(p->model));
+        if (p->n_adapters && !r->picks_adapters) {
+            copy_choices(r->adapters, p->adapters, p->n_adapters, &r->arena);
+            r->n_adapters = p->n_adapters;
+            r->picks_adapters = true;
+            r->adapters_of = arena_strdup(&r->arena, str_of(p->model));
+        }
     }
     pthread_mutex_unlock(&all->lock);
     if (!messages)
@@ -340,11 +500,13 @@ int personas_put(struct personas *all, const char *tenant, const struct persona_
     int rc = make_prompt(m, p, e);
     if (!rc)
         rc = check_budget(all, m, p, old, e);
+    if (!rc)
+        rc = check_adapters(all, p, m, e);
     if (rc) {
         persona_free(p);
         return rc;
     }
-    personas_remove(all, tenant, spec->name, NULL);
+    personas_remove(all, tenant, spec->name, NULL, NULL);
     append(all, p);
     personas_save(all);
     p->x = x;
@@ -353,21 +515,22 @@ int personas_put(struct personas *all, const char *tenant, const struct persona_
     return 0;
 }
 
-int personas_remove(struct personas *all, const char *tenant, const char *name, const char *model)
+int personas_remove(struct personas *all, const char *tenant, const char *name, const char *model,
+                    const char *adapter)
 {
     int n = 0;
     server_changed(all->server);
     for (struct persona *p = all->first, *next; p; p = next) {
         next = p->next;
         if (strcmp(p->tenant, tenant) != 0 || (name && strcmp(p->name, name) != 0) ||
-            (model && strcmp(p->model, model) != 0))
+            (model && strcmp(p->model, model) != 0) || (adapter && !has_adapter(all, p, adapter)))
             continue;
+        take_out(all, p); /* first: what is let go may wake who looks through the list */
         let_go(all, p);
         persona_kv_remove(all->kv, p->id);
         err_set(&p->err, ERR_EXISTS, "the persona was deleted or replaced meanwhile");
         p->state = PERSONA_FAILED;
         persona_answer(p);
-        take_out(all, p);
         persona_free(p);
         n++;
     }

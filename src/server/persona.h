@@ -10,7 +10,11 @@
  *
  *     POST, start, attach -> WAITING -> COMPUTING -> READY
  *                               ^           |-> FAILED
- *                               +-- reset, reload, a full queue
+ *                               +-- reset, reload, a full queue, another version of an adapter
+ *
+ * A persona may have adapters, and its chats with it. They are leased (adapters.h) while its prompt
+ * is computed, read or written; what was computed is given up when their names stand for something
+ * else. While one of them is not there the persona is FAILED, and tried again when it is.
  *
  * One persona is computed at a time, so that a start with many of them leaves the engine to
  * requests. The list lives on the server's thread; `lock` guards it for personas_apply. Pins are
@@ -19,6 +23,7 @@
 #pragma once
 
 #include "api/persona.h"
+#include "server/adapters.h"
 #include "server/service.h"
 
 enum {
@@ -39,12 +44,19 @@ struct persona {
     char id[PERSONA_ID_BYTES + 1];   /* of both: persona_id */
     char *model;
     json_t *messages; /* never changed: readers share it under the lock */
+    json_t *adapter;  /* as it was asked for, NULL: none */
+    struct adapter_choice adapters[API_MAX_ADAPTERS];
+    size_t n_adapters;
+    struct arena arena; /* of their names */
     bool pin;
     int64_t created_unix_s;
     enum persona_state state;
-    struct err err;           /* FAILED: why */
+    struct err err;           /* FAILED: why, */
+    bool lacks_adapter;       /* and that its adapters were the reason */
     struct token_list prompt; /* n == 0: not made yet, or nothing in common */
-    struct persona_run *run;  /* COMPUTING: the engine's request */
+    struct persona_run *run;  /* COMPUTING */
+    /* COMPUTING, READY: what its adapters compute with */
+    uint8_t digests[API_MAX_ADAPTERS][REGISTRY_DIGEST_BYTES];
     struct served *pinned_in; /* NULL: holds no pin */
     uint64_t pin_id;
     struct kv_task *kv_task; /* its file is being read or written */
@@ -74,20 +86,27 @@ void persona_id(const char *tenant, const char *name, char out[PERSONA_ID_BYTES 
 
 struct persona *personas_find(const struct personas *all, const char *id);
 
-/* Puts the messages of r->persona, one of that tenant ("" without keys), before r's own, and its
- * model where r names none. Any thread. ERR_NOTFOUND. */
+/* Puts the messages of r->persona, one of that tenant ("" without keys), before r's own, its model
+ * where r names none, and its adapters where r chooses none. Any thread. ERR_NOTFOUND. */
 int personas_apply(struct personas *all, const char *tenant, struct chat_request *r, struct err *e);
 
 /* Registers or replaces, and begins to compute; x gets its answer when that is over. On error
- * nothing has changed. ERR_LIMIT: too many, too long, or over the budget of pins. */
+ * nothing has changed. ERR_LIMIT: too many, too long, or over the budget of pins; else as
+ * adapters_take. */
 int personas_put(struct personas *all, const char *tenant, const struct persona_spec *spec,
                  struct served *m, struct exchange *x, struct err *e);
 
-/* Removes all of a tenant whose name and model match (NULL: any). Returns how many. */
-int personas_remove(struct personas *all, const char *tenant, const char *name, const char *model);
+/* Removes all of a tenant whose name, model and one of whose adapters match (NULL: any). Returns
+ * how many. */
+int personas_remove(struct personas *all, const char *tenant, const char *name, const char *model,
+                    const char *adapter);
 
 /* What was computed for m (NULL: for any model) is gone: computes it again. */
 void personas_lost(struct personas *all, const struct served *m);
+
+/* Names of adapters may stand for something else: what was computed under others is given
+ * up, and computed again soon. */
+void personas_adapters_changed(struct personas *all);
 
 void personas_advance(struct personas *all); /* starts what waits; also once a second */
 void personas_client_gone(struct persona *p);
@@ -97,7 +116,7 @@ void personas_stop(struct personas *all, bool now);
 bool personas_busy(const struct personas *all); /* engines are in use */
 
 /* persona_kv.c: p's prompt is pinned in m under id, or (m NULL) must be computed. */
-void personas_read_back(struct personas *all, struct persona *p, struct served *m, uint64_t id);
+void personas_read_back(struct persona *p, struct served *m, uint64_t id);
 
 int persona_blocks(const struct persona *p); /* that its pin holds or will hold */
 

@@ -1,5 +1,5 @@
 /* persona_file.c - personas across restarts: {"version": 1, "personas": [{name, tenant?, model,
- * pin, created, messages}]}. The KV is not kept: it is computed again in the background. */
+ * pin, adapter?, created, messages}]}. The KV has files of its own (persona_kv.h). */
 #include "server/persona.h"
 
 #include <errno.h>
@@ -104,6 +104,10 @@ static void write_text(const struct personas *all, struct buf *out)
             jw_kstr(&w, "tenant", p->tenant);
         jw_kstr(&w, "model", p->model);
         jw_kbool(&w, "pin", p->pin);
+        if (p->adapter) {
+            jw_key(&w, "adapter");
+            jw_tree(&w, p->adapter);
+        }
         jw_kint(&w, "created", p->created_unix_s);
         jw_key(&w, "messages");
         jw_tree(&w, p->messages);

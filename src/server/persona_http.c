@@ -1,6 +1,8 @@
 /* persona_http.c - /v1/personas, and the reset of the prefix cache. */
 #include "server/persona.h"
 
+#include "server/adapter_http.h"
+
 /* Whose personas the request is about: its key's tenant, or the one that an admin names. NULL: that
  * is no name, and it was answered. */
 static const char *tenant_or_answer(struct exchange *x)
@@ -33,6 +35,10 @@ static void write_persona(struct jw *w, const struct server *s, const struct per
     jw_kstr(w, "object", "persona");
     jw_kstr(w, "name", p->name);
     jw_kstr(w, "model", p->model);
+    if (p->adapter) {
+        jw_key(w, "adapter");
+        jw_tree(w, p->adapter);
+    }
     jw_kint(w, "created", p->created_unix_s);
     jw_kstr(w, "status", states[p->state]);
     if (p->state == PERSONA_FAILED)
@@ -73,6 +79,21 @@ void persona_answer(struct persona *p)
         answer_persona(x, p);
 }
 
+/* False: its key may not use one of the adapters, and it was answered. */
+static bool may_use_or_answer(struct exchange *x, const struct persona_spec *spec)
+{
+    for (size_t i = 0; i < spec->n_adapters; i++) {
+        struct err e = {0};
+        const char *name = spec->adapters[i].name;
+        if (adapter_visible(x, name))
+            continue;
+        err_param(&e, ERR_DENIED, "adapter", "this API key may not use the adapter `%.128s`", name);
+        answer_error(x, 403, "not_allowed", &e);
+        return false;
+    }
+    return true;
+}
+
 void handle_persona_put(struct exchange *x)
 {
     struct persona_spec spec = {0};
@@ -86,8 +107,11 @@ void handle_persona_put(struct exchange *x)
     } else {
         struct served *m = served_or_wait(x, spec.model, NULL);
         const char *tenant = m ? tenant_or_answer(x) : NULL;
-        if (tenant && personas_put(x->server->personas, tenant, &spec, m, x, &e))
-            answer_err(x, &e);
+        rc = tenant && may_use_or_answer(x, &spec)
+                 ? personas_put(x->server->personas, tenant, &spec, m, x, &e)
+                 : 0;
+        if (rc) /* what can be missing is an adapter */
+            answer_error(x, openai_status(rc), rc == ERR_NOTFOUND ? "adapter_not_found" : NULL, &e);
     }
     persona_spec_release(&spec);
 }
@@ -165,15 +189,16 @@ void handle_persona_delete(struct exchange *x)
     char tenant[KEY_NAME_BYTES + 1];
     snprintf(tenant, sizeof tenant, "%s", p->tenant);
     answer_deleted(x, x->path_rest,
-                   personas_remove(x->server->personas, tenant, x->path_rest, NULL));
+                   personas_remove(x->server->personas, tenant, x->path_rest, NULL, NULL));
 }
 
-/* All of a tenant, or with ?model=NAME all of one model. */
+/* All of a tenant, or with ?model=NAME and ?adapter=NAME those of one model, or adapter. */
 void handle_personas_delete(struct exchange *x)
 {
     const char *model = http_query(x->http, "model").p, *tenant = tenant_or_answer(x);
+    const char *adapter = http_query(x->http, "adapter").p;
     if (tenant)
-        answer_deleted(x, NULL, personas_remove(x->server->personas, tenant, NULL, model));
+        answer_deleted(x, NULL, personas_remove(x->server->personas, tenant, NULL, model, adapter));
 }
 
 /* As vLLM's: 200 and no body. Personas are computed again. */

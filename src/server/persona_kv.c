@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/spill.h"
+#include "model/adapter.h"
 
 enum kv_what { KV_READ, KV_WRITE, KV_REMOVE };
 
@@ -16,8 +17,8 @@ struct kv_task {
     struct kv_task *next, *next_open;
     struct persona_kv *k;
     enum kv_what what;
-    struct persona *p;    /* NULL: nobody wants it any more */
-    struct served *model; /* held; NULL: KV_REMOVE */
+    struct persona *p;        /* NULL: nobody wants it any more */
+    struct persona_with with; /* held, with references; model NULL: KV_REMOVE */
     struct spill spill;
     struct token_list prompt;
     char salt[PERSONA_SALT_BYTES];
@@ -102,6 +103,8 @@ static struct kv_task *task_new(struct persona_kv *k, enum kv_what what, const c
 
 static void task_free(struct kv_task *t)
 {
+    for (int i = 0; i < t->with.n; i++)
+        adapter_unref(t->with.adapters[i].adapter);
     token_list_release(&t->prompt);
     free(t->path);
     free(t);
@@ -119,49 +122,64 @@ static void queue(struct kv_task *t)
     pthread_mutex_unlock(&k->lock);
 }
 
-/* A task for p's prompt in m, or NULL. */
-static struct kv_task *prompt_task(struct persona_kv *k, enum kv_what what, struct persona *p,
-                                   struct served *m)
+/* Whether one of them changes chats from a place on that the prompt need not have: what the engine
+ * makes of it is not said by the adapters alone. */
+static bool activated(const struct persona_with *with)
 {
+    for (int i = 0; i < with->n; i++)
+        if (adapter_info(with->adapters[i].adapter)->n_invocation)
+            return true;
+    return false;
+}
+
+/* A task for p's prompt, or NULL. */
+static struct kv_task *prompt_task(struct persona_kv *k, enum kv_what what, struct persona *p,
+                                   const struct persona_with *with)
+{
+    const struct served *m = with->model;
     if (!k || k->stopped || !m->model.kv_key || !engine_block_bytes(m->model.engine) ||
-        m->state != SERVED_READY)
+        m->state != SERVED_READY || activated(with))
         return NULL;
     struct kv_task *t = task_new(k, what, p->id);
     for (size_t i = 0; i < p->prompt.n; i++)
         token_list_add(&t->prompt, p->prompt.ids[i]);
+    t->with = *with;
+    for (int i = 0; i < with->n; i++)
+        adapter_ref(with->adapters[i].adapter);
     t->spill = (struct spill){
         .engine = m->model.engine,
         .prefix = {.tokens = t->prompt.ids,
                    .n_tokens = (int)t->prompt.n,
-                   .cache_salt = persona_salt(p, t->salt)},
+                   .cache_salt = persona_salt(p, t->salt),
+                   .adapters = t->with.adapters,
+                   .n_adapters = t->with.n},
         .key = str_of(m->model.kv_key),
         .gone = is_gone,
         .arg = t,
     };
     t->p = p;
-    t->model = m;
     return t;
 }
 
 static void begin(struct kv_task *t)
 {
-    served_hold(t->model);
+    served_hold(t->with.model);
     t->p->kv_task = t;
     queue(t);
 }
 
-bool persona_kv_read(struct persona_kv *k, struct persona *p, struct served *m)
+bool persona_kv_read(struct persona_kv *k, struct persona *p, const struct persona_with *with)
 {
-    struct kv_task *t = prompt_task(k, KV_READ, p, m);
+    struct kv_task *t = prompt_task(k, KV_READ, p, with);
     if (!t)
         return false;
     begin(t);
     return true;
 }
 
-void persona_kv_write(struct persona_kv *k, struct persona *p, struct served *m)
+void persona_kv_write(struct persona_kv *k, struct persona *p, const struct persona_with *with)
 {
-    struct kv_task *t = prompt_task(k, KV_WRITE, p, m);
+    struct kv_task *t = prompt_task(k, KV_WRITE, p, with);
     if (!t)
         return;
     uint64_t used = 0, need = spill_bytes(&t->spill);
@@ -211,7 +229,7 @@ static void tell_read(struct kv_task *t)
         log_warn("server", "persona %s is computed again, %s cannot be used: %s", p->id, t->path,
                  t->err.msg);
     p->kv_bytes = t->rc ? 0 : spill_bytes(&t->spill);
-    personas_read_back(t->k->all, p, t->rc ? NULL : t->model, t->id);
+    personas_read_back(p, t->rc ? NULL : t->with.model, t->id);
 }
 
 static void tell_write(struct kv_task *t)
@@ -236,10 +254,11 @@ static void told(void *arg)
     else if (t->p)
         tell_write(t);
     else if (t->what == KV_READ && !t->rc)
-        engine_unpin(t->model->model.engine, t->id);
+        engine_unpin(t->with.model->model.engine, t->id);
     struct personas *all = t->k->all;
-    served_put(t->model);
-    task_free(t);
+    struct served *m = t->with.model;
+    task_free(t); /* its adapters go before their model */
+    served_put(m);
     personas_advance(all);
 }
 

@@ -16,12 +16,19 @@ struct persona_kv *persona_kv_new(struct personas *all, const char *dir, uint64_
 /* Nothing may be under way. NULL is fine. */
 void persona_kv_free(struct persona_kv *k);
 
-/* Brings p's prompt back into m; then p is READY, or WAITING again to be computed. False: there is
- * nothing to try. */
-bool persona_kv_read(struct persona_kv *k, struct persona *p, struct served *m);
+/* What a prompt is computed with: a model, and on it n adapters. */
+struct persona_with {
+    struct served *model;
+    struct adapter_use adapters[MODEL_MAX_ADAPTERS];
+    int n;
+};
 
-/* Keeps what m has computed and pinned for p. What goes wrong is logged. */
-void persona_kv_write(struct persona_kv *k, struct persona *p, struct served *m);
+/* Brings p's prompt back; then p is READY, or WAITING again to be computed. False: there is nothing
+ * to try. */
+bool persona_kv_read(struct persona_kv *k, struct persona *p, const struct persona_with *with);
+
+/* Keeps what was computed and pinned for p. What goes wrong is logged. */
+void persona_kv_write(struct persona_kv *k, struct persona *p, const struct persona_with *with);
 
 /* Nobody waits any more for what is under way for p. */
 void persona_kv_give_up(struct persona *p);

@@ -3,12 +3,15 @@
 import json
 import os
 import sys
+import tempfile
+import time
 import urllib.error
 import urllib.request
 
 import openai
 
-from service import run_tests
+from lora_files import random_adapter
+from service import Service, run_tests
 
 URL, MODEL = os.environ["TERRACE_URL"], os.environ["TERRACE_MODEL_ID"]
 CLIENT = openai.OpenAI(base_url=URL + "/v1", api_key="none", max_retries=0, timeout=120)
@@ -50,6 +53,28 @@ def test_reset():
     assert chat("Hello", extra_body={"persona": "brief"}).choices[0].message.content
     assert call("DELETE", "/v1/personas")["deleted"]
     assert call("GET", "/v1/personas")["data"] == []
+
+
+def test_adapter():
+    """A persona under an adapter; its prompt follows the adapter's version."""
+    with tempfile.TemporaryDirectory() as room:
+        versions = [random_adapter(f"{room}/v{i}", seed=i, rank=2) for i in range(2)]
+        with Service("--adapter-root", room) as s:
+            def cached(question, **more):
+                done = s.json("/v1/chat/completions", {
+                    "persona": "teacher", "messages": [{"role": "user", "content": question}],
+                    "max_tokens": 4, "temperature": 0, **more})
+                return done["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+            s.json("/v1/adapters", {"name": "style", "path": str(versions[0])})
+            made = s.json("/v1/personas", {"name": "teacher", "system": SYSTEM, "adapter": "style"})
+            assert made["status"] == "ready" and made["adapter"] == "style", made
+            assert cached("What is a prime?") == made["prompt_tokens"]
+            assert cached("What is a prime?", adapter=[]) < made["prompt_tokens"]
+            s.json("/v1/adapters", {"name": "style", "path": str(versions[1])})
+            while s.json("/v1/personas/teacher")["status"] != "ready":
+                time.sleep(0.05)
+            assert cached("What is a prime?") == made["prompt_tokens"]
 
 
 def test_unknown():

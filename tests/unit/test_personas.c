@@ -1,6 +1,6 @@
 /* Personas over HTTP, with a model whose answers are known. */
 #define _GNU_SOURCE /* mkdtemp */
-#include "server_rig.h"
+#include "unit.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -8,9 +8,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "adapter_rig.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "server_rig.h"
+#include "store/db.h"
+#include "store/registry.h"
 
 #define CHAT     "/v1/chat/completions"
 #define PERSONAS "/v1/personas"
@@ -59,17 +63,22 @@ static int cached(const struct rig *r, const char *fields)
     return n;
 }
 
-static void wait_ready(const struct rig *r, const char *path)
+static void wait_status(const struct rig *r, const char *path, const char *status)
 {
     int64_t until = clock_ms() + 60000;
-    for (bool ready = false; !ready;) {
+    for (bool there = false; !there;) {
         json_t *v = call(r, "GET", path, NULL, 200);
-        ready = strcmp(json_string_value(json_object_get(v, "status")), "ready") == 0;
+        there = strcmp(json_string_value(json_object_get(v, "status")), status) == 0;
         json_decref(v);
         assert_true(clock_ms() < until);
-        if (!ready)
+        if (!there)
             nanosleep(&(struct timespec){0, 1000000}, NULL);
     }
+}
+
+static void wait_ready(const struct rig *r, const char *path)
+{
+    wait_status(r, path, "ready");
 }
 
 static void wait_pinned(struct rig *r, int blocks)
@@ -266,7 +275,7 @@ struct kept {
     struct rig r;
 };
 
-static void kept_open(struct kept *k, uint64_t spill_bytes)
+static void kept_prepare(struct kept *k, uint64_t spill_bytes)
 {
     *k = (struct kept){.dir = "/tmp/kept-XXXXXX"};
     assert_non_null(mkdtemp(k->dir));
@@ -276,6 +285,11 @@ static void kept_open(struct kept *k, uint64_t spill_bytes)
     snprintf(k->other, sizeof k->other, "%s/personas/x.kv.part", k->state);
     k->o = (struct rig_opts){
         .max_pinned_blocks = 4, .state_dir = k->state, .spill_bytes = spill_bytes};
+}
+
+static void kept_open(struct kept *k, uint64_t spill_bytes)
+{
+    kept_prepare(k, spill_bytes);
     rig_open(&k->r, &k->o);
 }
 
@@ -388,6 +402,161 @@ static void test_a_disk_that_takes_nothing(void **state)
     kept_close(&k);
 }
 
+/* ---- under adapters ---- */
+
+/* A service with the adapters "sql" and "style", which change no answer, and one of another base.
+ */
+struct adapted {
+    struct kept k;
+    struct adapter_rig files;
+    struct db *db;
+};
+
+static void add_alien(struct db *db)
+{
+    struct registry *all;
+    struct registry_spec spec = {.name = "alien",
+                                 .base = "other",
+                                 .source = "/nowhere",
+                                 .format = "peft",
+                                 .trained_on = "",
+                                 .digest = (uint8_t[REGISTRY_DIGEST_BYTES]){1}};
+    int version;
+    assert_int_equal(registry_open(&all, db, NULL), 0);
+    assert_int_equal(registry_add(all, &spec, &version, NULL), 0);
+    registry_close(all);
+}
+
+static void adapted_open(struct adapted *a)
+{
+    kept_prepare(&a->k, 1 << 20);
+    adapter_rig_open(&a->files, 3);
+    assert_int_equal(db_open(&a->db, NULL, false, NULL), 0);
+    add_alien(a->db);
+    a->k.o.weights = a->files.model;
+    a->k.o.db = a->db;
+    a->k.o.adapters = (struct adapters_opts){.root = a->files.root, .budget = 1 << 20};
+    rig_open(&a->k.r, &a->k.o);
+    json_decref(call(&a->k.r, "POST", "/v1/adapters", "{\"name\":\"sql\",\"path\":\"a0\"}", 201));
+    json_decref(call(&a->k.r, "POST", "/v1/adapters", "{\"name\":\"style\",\"path\":\"a1\"}", 201));
+}
+
+static void adapted_close(struct adapted *a)
+{
+    kept_close(&a->k);
+    db_close(a->db);
+    adapter_rig_close(&a->files);
+}
+
+#define KIND_UNDER(adapter) "{\"name\":\"kind\",\"system\":\"Be kind\",\"adapter\":" adapter "}"
+#define PERSONA             ",\"persona\":\"kind\""
+
+static void test_adapter(void **state)
+{
+    struct adapted a;
+    struct rig *r = &a.k.r;
+    adapted_open(&a);
+    refuse(r, "POST", PERSONAS, KIND_UNDER("\"nobody\""), 404, "adapter");
+    refuse(r, "POST", PERSONAS, KIND_UNDER("\"alien\""), 400, "adapter");
+    refuse(r, "POST", PERSONAS, KIND_UNDER("7"), 400, "adapter");
+    refuse(r, "POST", PERSONAS, KIND_UNDER("[\"sql\",\"sql\"]"), 400, "adapter");
+    json_decref(call(r, "POST", PERSONAS, KIND_UNDER("[\"sql:0.5\",\"style\"]"), 200));
+    assert_int_equal(cached(r, PERSONA), KIND_TOKENS);
+    json_decref(call(r, "POST", PERSONAS, KIND_UNDER("\"sql\""), 200)); /* others than before */
+    json_t *v = call(r, "GET", PERSONAS "/kind", NULL, 200);
+    assert_string_equal(json_string_value(json_object_get(v, "status")), "ready");
+    assert_string_equal(json_string_value(json_object_get(v, "adapter")), "sql");
+    json_decref(v);
+    wait_pinned(r, 1);
+    assert_int_equal(cached(r, PERSONA), KIND_TOKENS);
+    assert_int_equal(cached(r, PERSONA ",\"adapter\":[]"), 0);
+    assert_int_equal(cached(r, PERSONA ",\"adapter\":\"style\""), 0);
+    assert_true(cached(r, PERSONA ",\"model\":\"style\"") > KIND_TOKENS);
+    assert_true(cached(r, PERSONA ",\"model\":\"sql\"") > KIND_TOKENS);
+    v = call(r, "DELETE", PERSONAS "?adapter=style", NULL, 200);
+    assert_int_equal(int_of(v, "count"), 0);
+    json_decref(v);
+    v = call(r, "DELETE", PERSONAS "?adapter=sql", NULL, 200);
+    assert_int_equal(int_of(v, "count"), 1);
+    json_decref(v);
+    wait_pinned(r, 0);
+    adapted_close(&a);
+}
+
+static void test_adapter_changes(void **state)
+{
+    struct adapted a;
+    struct rig *r = &a.k.r;
+    adapted_open(&a);
+    json_decref(call(r, "POST", PERSONAS, KIND_UNDER("\"sql\""), 200));
+    uint64_t before = rig_stats(r).computed_tokens;
+    json_decref(call(r, "POST", "/v1/adapters", "{\"name\":\"sql\",\"path\":\"a2\"}", 200));
+    wait_ready(r, PERSONAS "/kind");
+    assert_int_equal(rig_stats(r).computed_tokens, before + KIND_TOKENS);
+    wait_pinned(r, 1);
+    assert_int_equal(cached(r, PERSONA), KIND_TOKENS);
+    json_decref(call(r, "POST", "/v1/adapters/sql/rollback", NULL, 200));
+    wait_ready(r, PERSONAS "/kind");
+    assert_int_equal(cached(r, PERSONA), KIND_TOKENS);
+    json_decref(call(r, "DELETE", "/v1/adapters/sql", NULL, 200));
+    wait_status(r, PERSONAS "/kind", "failed");
+    json_t *v = call(r, "GET", PERSONAS "/kind", NULL, 200);
+    assert_non_null(strstr(json_string_value(json_object_get(v, "error")), "`sql`"));
+    json_decref(v);
+    wait_pinned(r, 0);
+    refuse(r, "POST", CHAT, "{" HI PERSONA "}", 404, "adapter");
+    json_decref(call(r, "POST", "/v1/adapters", "{\"name\":\"sql\",\"path\":\"a0\"}", 201));
+    wait_ready(r, PERSONAS "/kind");
+    wait_pinned(r, 1);
+    assert_true(cached(r, PERSONA) >= KIND_TOKENS);
+    adapted_close(&a);
+}
+
+static void test_adapter_that_cannot_be_loaded(void **state)
+{
+    struct adapted a;
+    struct rig *r = &a.k.r;
+    char path[PATH_MAX];
+    adapted_open(&a);
+    snprintf(path, sizeof path, "%s/a1", a.files.root);
+    json_decref(call(r, "POST", "/v1/adapters/style/unload", NULL, 200));
+    adapter_rig_write(path, 7); /* not what was registered */
+    json_decref(call(r, "POST", PERSONAS, KIND_UNDER("\"style\""), 500));
+    wait_status(r, PERSONAS "/kind", "failed");
+    json_decref(call(r, "POST", "/v1/adapters", "{\"name\":\"style\",\"path\":\"a1\"}", 200));
+    wait_ready(r, PERSONAS "/kind");
+    assert_int_equal(cached(r, PERSONA), KIND_TOKENS);
+    adapted_close(&a);
+}
+
+static void test_adapter_across_restarts(void **state)
+{
+    struct adapted a;
+    struct registry *all;
+    adapted_open(&a);
+    static const char alias[] = "/v1/adapters/aliases/a@b";
+    json_decref(call(&a.k.r, "PUT", alias, "{\"adapter\":\"sql\"}", 200));
+    json_decref(call(&a.k.r, "POST", PERSONAS, KIND_UNDER("{\"name\":\"a@b\"}"), 200));
+    wait_kept(&a.k);
+    again(&a.k);
+    assert_int_equal(rig_stats(&a.k.r).computed_tokens, 0);
+    assert_int_equal(cached(&a.k.r, PERSONA), KIND_TOKENS);
+    rig_stop(&a.k.r);
+    assert_int_equal(registry_open(&all, a.db, NULL), 0);
+    assert_int_equal(registry_alias(all, "a@b", "style", 0, NULL), 0);
+    registry_close(all);
+    again(&a.k); /* the file is of another adapter */
+    assert_int_equal(rig_stats(&a.k.r).computed_tokens, KIND_TOKENS);
+    wait_kept(&a.k);
+    json_decref(call(&a.k.r, "PUT", alias, "{\"adapter\":\"sql\"}", 200));
+    wait_ready(&a.k.r, PERSONAS "/kind");
+    wait_kept(&a.k);
+    again(&a.k);
+    assert_int_equal(rig_stats(&a.k.r).computed_tokens, 0);
+    assert_int_equal(cached(&a.k.r, PERSONA), KIND_TOKENS);
+    adapted_close(&a);
+}
+
 /* ---- while it is computed ---- */
 
 static int post(struct rig *r, const char *body)
@@ -444,6 +613,10 @@ int main(void)
         cmocka_unit_test(test_a_damaged_file_is_computed_again),
         cmocka_unit_test(test_no_disk_for_it),
         cmocka_unit_test(test_a_disk_that_takes_nothing),
+        cmocka_unit_test(test_adapter),
+        cmocka_unit_test(test_adapter_changes),
+        cmocka_unit_test(test_adapter_that_cannot_be_loaded),
+        cmocka_unit_test(test_adapter_across_restarts),
         cmocka_unit_test(test_unfinished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
