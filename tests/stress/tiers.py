@@ -109,7 +109,8 @@ class Client(threading.Thread):
         self.tiers[came] += 1
         self.moved += came != tier
         if stream:
-            events = [e.removeprefix("data: ") for e in answer[:-2].split("\n\n")]
+            events = [e.removeprefix("data: ") for e in answer[:-2].split("\n\n")
+                      if not e.startswith(":")]  # comments keep a slow stream alive
             assert events[-1] == "[DONE]", events[-1]
             last = [json.loads(e)["choices"] for e in events[:-1]]
             assert [c[0]["finish_reason"] for c in last if c][-1] == "length", events[-2]
