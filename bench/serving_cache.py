@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 from common import machine
-from serving_client import ask, ask_all, begin, body, take_short_turns
+from serving_client import ask, ask_all, begin, body, run_first
 from serving_kit import Server, bound, median, percentile, text_of, write_report
 
 SEED = 29
@@ -58,7 +58,7 @@ def repeats_plan(options):
 
 async def open_loop(port, plan, questions):
     """Times count from when a request was due, so a late client does not flatter the server."""
-    take_short_turns()
+    run_first()
     start, tasks, late = time.perf_counter(), [], 0.0
     for at, number in plan:
         while (wait := start + at - time.perf_counter()) > 0:

@@ -5,23 +5,21 @@ until the end. Events are only split and stamped with the time while they come; 
 JSON waits until someone asks, after the measurement.
 """
 import asyncio
-import ctypes
 import json
+import os
 import re
-import struct
 import time
 
 COUNT = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
-SCHED_SETATTR, RESET_ON_FORK, TURN_NS = 314, 1, 100_000  # x86-64, linux/sched.h
-
-
-def take_short_turns():
-    """Runs this thread as soon as it wakes (Linux 6.12 and later), as if the client had a machine
-    of its own; it stands in line behind the server's computing otherwise."""
-    attributes = struct.pack("IIQiIQQQ", 48, 0, RESET_ON_FORK, 0, 0, TURN_NS, 0, 0)
-    ctypes.CDLL(None).syscall(SCHED_SETATTR, 0, attributes, 0)
+def run_first():
+    """Runs as soon as it wakes, as if the client had a machine of its own: else it stands in line
+    behind the server's computing, often until the next tick of the clock. Needs root."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError:
+        print("the client waits its turn behind the server: not root", flush=True)
 
 
 class Answer(asyncio.Protocol):
