@@ -16,10 +16,6 @@ struct tile {
     int row, rows;
 };
 
-/* Weights are e^(score - max) with a max that may be so much below the row's largest score: few
- * blocks then raise it, sums rarely shrink, and the processor guesses right that they don't. */
-static const float MAX_SLACK = 8;
-
 /* Scores of block b: w->s[row][position]. */
 static void scores(const struct tile *t, int b);
 /* Scores of row r become weights, the row's state follows. */

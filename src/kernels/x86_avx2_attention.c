@@ -219,7 +219,7 @@ static void soften(const struct tile *t, int r, int b)
         top = _mm256_max_ps(
             top, _mm256_blendv_ps(top, _mm256_loadu_ps(s + i), seen_mask(at + i, first, last)));
     float here = max_of(top);
-    if (here > w->max[r] + MAX_SLACK) {
+    if (here > w->max[r]) {
         float factor = _mm256_cvtss_f32(exponential(_mm256_set1_ps(w->max[r] - here)));
         shrink_row(w->acc[r], a->kv->head_dim, factor);
         shrink_row(w->sum[r], LANES, factor);

@@ -285,7 +285,7 @@ static void scores(const struct tile *t, int b)
     }
 }
 
-/* e^x for x up to 87, 0 below -87.3: argument reduction by multiples of ln 2, Cephes polynomial. */
+/* e^x for x <= 0, 0 below -87.3: argument reduction by multiples of ln 2, Cephes polynomial. */
 INLINE __m512 exponential(__m512 x)
 {
     __mmask16 in_range = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.3f), _CMP_GT_OQ);
@@ -336,7 +336,7 @@ static void soften(const struct tile *t, int r, int b)
     __m512 low = _mm512_set1_ps(-INFINITY);
     __m512 top = _mm512_max_ps(_mm512_mask_mov_ps(low, masks[0], p[0]),
                                _mm512_mask_mov_ps(low, masks[1], p[1]));
-    if (_mm512_cmp_ps_mask(top, _mm512_set1_ps(w->max[r] + MAX_SLACK), _CMP_GT_OQ)) {
+    if (_mm512_cmp_ps_mask(top, _mm512_set1_ps(w->max[r]), _CMP_GT_OQ)) {
         float here = _mm512_reduce_max_ps(top);
         __m512 factor = exponential(_mm512_set1_ps(w->max[r] - here));
         shrink_row(w->acc[r], t->a->kv->head_dim, _mm512_cvtss_f32(factor));

@@ -179,7 +179,7 @@ static void test_perplexity(void **state)
     static const struct {
         enum kv_type type;
         double of_float32, of_second;
-    } types[] = {{KV_F16, 0.7, 0.3}, {KV_BF16, 0.8, 0.3}, {KV_Q8_0, 0.8, 0.6}};
+    } types[] = {{KV_F16, 0.5, 0.3}, {KV_BF16, 0.8, 0.3}, {KV_Q8_0, 0.8, 0.6}};
     struct fixture *f = *state;
     if (!f)
         skip();
