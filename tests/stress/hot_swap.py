@@ -369,6 +369,7 @@ def test_three_hundred_adapters():
                 time.sleep(0.05)
             peak = next(int(line.split()[1]) for line in open(f"/proc/{s.pid}/status")
                         if line.startswith("VmHWM:"))
+            m = s.metrics()  # the last look of the loop may be older than the last answers
             hits, misses = m["terrace_adapter_hits_total"], m["terrace_adapter_misses_total"]
             print(f"{n} adapters of {one} bytes, room for {int(3200 * 1024 // one)}: {requests} "
                   f"requests, {hits:.0f} hits, {misses:.0f} misses, "
