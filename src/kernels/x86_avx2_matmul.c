@@ -302,7 +302,7 @@ INLINE void pass_q8(enum ttype type, int w, int tokens, const struct pass *p)
         if (layout_word_mins(&l))
             add_word_mins(p, block, x, w, tokens, acc);
         for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
-            fetch(&ahead, w);
+            fetch(&ahead);
             pass_32(l, p, block, codes, x, s, w, tokens, acc);
             x += ACT_Q8_BLOCK * w;
         }
@@ -330,7 +330,7 @@ INLINE void pass_float(enum ttype type, int w, int tokens, const struct pass *p)
         acc[0][i] = acc[1][i] = _mm256_setzero_ps();
     for (int c = 0; c < p->n_cols; c++, tile += KERNEL_TILE * each, x += w) {
         if (c % 32 == 0)
-            fetch(&ahead, w);
+            fetch(&ahead);
         __m256 w0 = float_weights(type, tile), w1 = float_weights(type, tile + 8 * each);
         UNROLL
         for (int i = 0; i < tokens; i++) {
@@ -364,7 +364,7 @@ INLINE void pass_bf16(enum ttype type, int w, int tokens, const struct pass *p)
         acc[0][i] = acc[1][i] = _mm256_setzero_ps();
     for (int c = 0; c < p->n_cols; c += 2, tile += 128, x += 4 * w) {
         if (c % 32 == 0)
-            fetch(&ahead, w);
+            fetch(&ahead);
         __m256i w0 = load(tile), w1 = load(tile + 32);
         UNROLL
         for (int i = 0; i < tokens; i++) {

@@ -2,8 +2,8 @@
  *
  * A pass multiplies a tile of 32 rows with a group of w tokens: 2 w sums of 16 rows in registers,
  * weights unpacked on the way from the cache, four activations at a time broadcast by the load
- * ports. While a tile is at work, its passes fetch the next tile into the second-level cache, so
- * memory stays busy for any number of tokens. */
+ * ports. While a tile is at work, its passes fetch the next tile, so memory stays busy for any
+ * number of tokens. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -253,7 +253,7 @@ INLINE void pass_q8(enum ttype type, int w, const uint8_t *tile, const uint8_t *
         if (layout_word_mins(&l))
             add_word_mins(tile, x, w, acc);
         for (int s = 0; s < l.block / 32; s++, codes += layout_code_bytes(&l)) {
-            fetch(&ahead, w);
+            fetch(&ahead);
             pass_32(l, tile, codes, x, s, w, acc);
             x += ACT_Q8_BLOCK * w;
         }
@@ -280,7 +280,7 @@ INLINE void pass_float(enum ttype type, int w, const uint8_t *tile, const uint8_
     const float *v = (const float *)x;
     for (int c = 0; c < n_cols; c++, tile += 2 * half, v += w) {
         if (c % 32 == 0)
-            fetch(&ahead, w);
+            fetch(&ahead);
         __m512 w0 = float_weights(type, tile), w1 = float_weights(type, tile + half);
         UNROLL
         for (int i = 0; i < w; i++) {
@@ -301,7 +301,7 @@ INLINE void pass_bf16(enum ttype type, int w, const uint8_t *tile, const uint8_t
         acc[0][i] = acc[1][i] = _mm512_setzero_ps();
     for (int c = 0; c < n_cols; c += 2, tile += 128, x += 4 * w) {
         if (c % 32 == 0)
-            fetch(&ahead, w);
+            fetch(&ahead);
         __m512bh w0 = (__m512bh)load(tile), w1 = (__m512bh)load(tile + 64);
         UNROLL
         for (int i = 0; i < w; i++) {
