@@ -301,18 +301,22 @@ static void run_step(void *arg, int ith, int nth)
 static void list_rows(struct step *st)
 {
     const struct model *m = st->m;
+    int32_t highest = 0;
     for (int i = 0; i < st->n_seqs; i++) {
         const struct batch_seq *s = &st->seqs[i];
         BUG_ON(s->n_tokens < 1 || s->n_tokens > m->scratch.n_tokens - st->n_tokens);
         BUG_ON(s->pos < 0 || s->n_logits < 0 || s->n_logits > s->n_tokens);
         for (int k = 0; k < s->n_tokens; k++)
             BUG_ON(s->tokens[k] < 0 || s->tokens[k] >= m->hp.n_vocab);
-        for (int k = 0; k <= (s->pos + s->n_tokens - 1) / KV_BLOCK_TOKENS; k++)
+        for (int k = 0; k <= (s->pos + s->n_tokens - 1) / KV_BLOCK_TOKENS; k++) {
             BUG_ON(s->blocks[k] < 0 || s->blocks[k] >= st->kv->n_blocks);
+            highest = s->blocks[k] > highest ? s->blocks[k] : highest;
+        }
         st->n_tokens += s->n_tokens;
         for (int k = st->n_tokens - s->n_logits; k < st->n_tokens; k++)
             m->scratch.rows[st->n_rows++] = k;
     }
+    kv_mem_reach(st->kv, highest);
 }
 
 void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *seqs, int n_seqs,

@@ -9,6 +9,9 @@
 #include "model/plan.h"
 #include "model/rope.h"
 #include "model/weights.h"
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 
 enum {
     N_ACT_TYPES = ACT_TYPES,
@@ -81,7 +84,16 @@ struct kv_mem {
     size_t block_bytes; /* of one layer */
     size_t layer_bytes;
     int n_layers, n_blocks;
+    /* the thread that makes memory before its first use */
+    pthread_t thread;
+    bool has_thread;
+    atomic_bool stop, all;
+    sem_t wake;
+    _Atomic int wanted; /* blocks before this one are to be made soon */
 };
+
+/* This block is in use, those after it will be soon. */
+void kv_mem_reach(struct kv_mem *kv, int32_t block);
 
 int lora_lists_init(struct lora_lists *l, int n_tokens, int n_threads, struct err *e);
 void lora_lists_release(struct lora_lists *l);

@@ -60,10 +60,13 @@ int model_measure(struct model_info *out, const struct gguf *g, const struct mod
 const struct model_info *model_info(const struct model *m);
 
 /* The memory of KV blocks 0 .. n_blocks-1, one pool for all sequences. Who owns which block is the
- * caller's business. */
+ * caller's business. The system gives the memory as it is used, low blocks first, a thread somewhat
+ * ahead of that. */
 struct kv_mem;
 int kv_mem_new(struct kv_mem **out, const struct model *m, int n_blocks, struct err *e);
 void kv_mem_free(struct kv_mem *kv);
+/* Asks for all of the memory, in the background: some seconds for a few GiB. */
+void kv_mem_make_all(struct kv_mem *kv);
 /* Copies the first n_tokens positions of block `from` into block `to` (copy on write). */
 void kv_mem_copy(struct kv_mem *kv, int32_t to, int32_t from, int n_tokens);
 
