@@ -326,6 +326,7 @@ void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *s
         return;
     struct step st = {.m = m, .kv = kv, .seqs = seqs, .n_seqs = n_seqs, .logits = logits};
     list_rows(&st);
+    atomic_store_explicit(&kv->busy, true, memory_order_relaxed);
     struct plan_shape shape = {m->hp.n_kv_heads, m->hp.n_heads / m->hp.n_kv_heads, m->hp.window,
                                pool_threads(m->pool), m->no_sharing};
     plan_make(&m->scratch.plan, &shape, seqs, n_seqs);
@@ -337,4 +338,5 @@ void model_forward(struct model *m, struct kv_mem *kv, const struct batch_seq *s
         pool_yield(m->pool);
         pool_run(m->pool, run_step, &st);
     }
+    atomic_store_explicit(&kv->busy, false, memory_order_relaxed);
 }

@@ -87,7 +87,7 @@ struct kv_mem {
     /* the thread that makes memory before its first use */
     pthread_t thread;
     bool has_thread;
-    atomic_bool stop, all;
+    atomic_bool stop, all, busy; /* busy: a step is computed */
     sem_t wake;
     _Atomic int wanted; /* blocks before this one are to be made soon */
 };

@@ -12,7 +12,7 @@
  * The system makes memory when it is first touched, and zeroes it: two blocks of Phi-3-mini, all
  * that a short request needs, took 60 ms of its 160. So a thread does it before: at once for some
  * blocks after the highest one in use (who hands out blocks takes low ones first), and for all
- * others, if that is wanted, in a quarter of its time. */
+ * others, if that is wanted, in a quarter of its time while a step is computed. */
 
 enum { AHEAD_BLOCKS = 32, STRIDE_BLOCKS = 8, PIECE = 2 << 20, REST = 3 };
 
@@ -23,7 +23,8 @@ static void rest(int64_t ns)
 }
 
 /* Makes [begin, end), a piece at a time, since other threads wait to change mappings; rests between
- * them unless blocks from `block` on are wanted soon. False where the system cannot, or at the end.
+ * them while a step is computed, unless blocks from `block` on are wanted soon. False where the
+ * system cannot, or at the end.
  */
 static bool make(struct kv_mem *kv, const char *begin, const char *end, int block)
 {
@@ -34,7 +35,7 @@ static bool make(struct kv_mem *kv, const char *begin, const char *end, int bloc
         int64_t at = clock_ns();
         if (madvise((void *)from, to - from, MADV_POPULATE_WRITE))
             return false;
-        if (block >= atomic_load(&kv->wanted))
+        if (block >= atomic_load(&kv->wanted) && atomic_load(&kv->busy))
             rest(REST * (clock_ns() - at));
         from = to;
     }
