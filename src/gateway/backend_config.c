@@ -8,6 +8,7 @@
 #include "base/mem.h"
 #include "gateway/backend.h"
 #include "gateway/config_value.h"
+#include "gateway/route.h"
 
 enum { KEY_MAX_BYTES = 4096 };
 
@@ -265,6 +266,8 @@ static int read_backend(struct backend_config *c, const json_t *v, const char *w
         rc = read_text(config_at(&p, "name"), p.at, &c->name, e);
     if (!rc && (!c->name || strlen(c->name) > 64 || strpbrk(c->name, "\"\\\r\n\t/ ")))
         rc = config_wrong(e, p.at, "a name of up to 64 letters without spaces, quotes and slashes");
+    if (!rc && strcmp(c->name, ROUTE_LOCAL) == 0)
+        rc = err_param(e, ERR_INVALID, p.at, "%s: '%s' is this process", p.at, c->name);
     if (!rc)
         rc = read_choice(config_at(&p, "kind"), p.at, backend_kinds, &kind, e);
     c->kind = (enum backend_kind)kind;

@@ -42,6 +42,8 @@
 #include "base/err.h"
 #include "base/str.h"
 
+#define ROUTE_LOCAL "local" /* among backends: this process */
+
 enum {
     ROUTE_MAX_TIERS = 32,
     ROUTE_MAX_RULES = 256,
@@ -75,8 +77,9 @@ struct tier {
 
 struct routing;
 
-/* Reads `tiers`, `default_tier`, `aliases` and `routes` of a configuration; other keys are somebody
- * else's. Without tiers every request goes to the model that it names. ERR_INVALID names the place
+/* Reads `tiers`, `default_tier`, `aliases` and `routes` of a configuration; of `backends` only the
+ * names and models, as tiers must name some that are there. Other keys are somebody else's. Without
+ * tiers every request goes to the model that it names. ERR_INVALID names the place
  * ("routes[2].when.hours") and the fix. */
 int routing_new(struct routing **out, const json_t *config, struct err *e);
 void routing_free(struct routing *r);

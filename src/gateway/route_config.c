@@ -7,17 +7,6 @@
 #include "gateway/route_private.h"
 #include "gateway/text_regex.h"
 
-int read_tier(const struct routing *r, const json_t *v, const char *where, int *out, struct err *e)
-{
-    if (!v)
-        return 0;
-    const struct tier *t = json_is_string(v) ? routing_find(r, json_string_value(v)) : NULL;
-    if (!t)
-        return config_wrong(e, where, "the name of a tier");
-    *out = t->index;
-    return 0;
-}
-
 int read_pattern(const json_t *v, const char *where, struct text_regex **out, struct err *e)
 {
     char *pattern = NULL;
@@ -114,29 +103,6 @@ static int read_tier_row(struct tier *t, const json_t *v, const char *where, str
     return rc ? rc : read_nested(t, &m, e);
 }
 
-static int no_tier(struct err *e, const char *where, const char *name)
-{
-    return err_param(e, ERR_INVALID, where, "%s: there is no tier '%.64s'", where, name);
-}
-
-/* Every tier that a tier names must be there. */
-static int check_links(const struct routing *r, struct err *e)
-{
-    char where[64];
-    for (int i = 0; i < r->n_tiers; i++) {
-        const struct tier *t = &r->tiers[i];
-        for (int k = 0; k < t->fallback.n; k++) {
-            snprintf(where, sizeof where, "tiers[%d].fallback[%d]", i, k);
-            if (!routing_find(r, t->fallback.at[k]))
-                return no_tier(e, where, t->fallback.at[k]);
-        }
-        snprintf(where, sizeof where, "tiers[%d].shed_to", i);
-        if (t->shed_to && !routing_find(r, t->shed_to))
-            return no_tier(e, where, t->shed_to);
-    }
-    return 0;
-}
-
 static int read_tiers(struct routing *r, const json_t *list, struct err *e)
 {
     size_t n = json_array_size(list);
@@ -155,7 +121,7 @@ static int read_tiers(struct routing *r, const json_t *list, struct err *e)
             return err_param(e, ERR_EXISTS, where, "%s: there are two tiers named '%.64s'", where,
                              t->name);
     }
-    return check_links(r, e);
+    return 0;
 }
 
 /* ---- aliases and rules ---- */
@@ -165,14 +131,16 @@ static int read_alias(const struct routing *r, struct alias *a, const char *name
                       struct err *e)
 {
     const char *target = json_string_value(v);
+    const struct tier *t = target ? routing_find(r, target) : NULL;
     char where[128];
     snprintf(where, sizeof where, "aliases.%.64s", name);
+    if (target && !t && strncmp(target, "model:", 6) == 0)
+        target += 6;
     if (!target || !*target || !*name || strcmp(name, "auto") == 0)
         return config_wrong(e, where, "the name of a tier or model");
-    const struct tier *t = routing_find(r, target);
     *a = (struct alias){.name = xstrdup(name), .tier = t ? t->index : -1};
     if (!t)
-        a->model = xstrdup(strncmp(target, "model:", 6) == 0 ? target + 6 : target);
+        a->model = xstrdup(target);
     return 0;
 }
 
@@ -239,6 +207,8 @@ int routing_new(struct routing **out, const json_t *config, struct err *e)
 {
     struct routing *r = xcalloc(1, sizeof *r);
     int rc = read_tiers(r, json_object_get(config, "tiers"), e);
+    if (!rc)
+        rc = routing_check_links(r, config, e);
     if (!rc)
         rc = read_tier(r, json_object_get(config, "default_tier"), "default_tier", &r->default_tier,
                        e);

@@ -48,6 +48,10 @@ int rule_read_when(const struct routing *r, struct rule *out, const json_t *when
 void rule_release(struct rule *rule);
 bool rule_holds(const struct routing *r, const struct rule *rule, const struct route_facts *f);
 
+/* Whether all that tiers name is there: other tiers, backends, and the models of these, as far as
+ * the configuration says. */
+int routing_check_links(const struct routing *r, const json_t *config, struct err *e);
+
 /* As the readers of config_value.h: a tier's name, a pattern. */
 int read_tier(const struct routing *r, const json_t *v, const char *where, int *out, struct err *e);
 int read_pattern(const json_t *v, const char *where, struct text_regex **out, struct err *e);

@@ -6,7 +6,7 @@ static bool lists_local(const struct names *only)
 {
     bool local = !only || only->n == 0;
     for (int i = 0; i < (only ? only->n : 0); i++)
-        local = local || strcmp(only->at[i], "local") == 0;
+        local = local || strcmp(only->at[i], ROUTE_LOCAL) == 0;
     return local;
 }
 

@@ -364,7 +364,7 @@ void router_explanation(const struct job *j, struct buf *out)
         adapters_describe(&j->lease, out);
         buf_adds(out, "; ");
     }
-    buf_addf(out, "backend=%s; ", j->backend[0] ? j->backend : "local");
+    buf_addf(out, "backend=%s; ", j->backend[0] ? j->backend : ROUTE_LOCAL);
     buf_addf(out, "reason=\"%s\"", route->decision.reason);
     for (size_t i = from; i < out->len; i++)
         if ((unsigned char)out->data[i] >= 0x7f)

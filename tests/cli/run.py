@@ -138,6 +138,8 @@ class Tests:
 
     def test_check_sections(self):
         for text, says in (("tiers: [{name: a, models: b, fallback: c}]", ":1:30: tiers[0].fallback[0]: there is no tier"),
+                           ("backends:\n  - {name: gpu, url: 'http://h'}\ntiers:\n  - {name: a, models: b, backends: [gqu]}",
+                            ":4:37: tiers[0].backends[0]: there is no backend 'gqu'; there are local, gpu"),
                            ("backends:\n  - name: a\n    kind: x\n    url: 'http://h'", ":3:5: backends[0].kind must"),
                            ("backends:\n  - name: a\n    url: 'http://h'\n    weihgt: 1", ":4:5: backends[0] has the unk"),
                            ("port: 1\nbalance: {policy: best}", ":2:11: balance.policy must be one of"),

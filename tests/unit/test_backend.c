@@ -98,6 +98,7 @@ static void test_config_refuses(void **state)
         {"backends: 7\n", "backends"},
         {"backends: [{url: 'http://a'}]\n", "backends[0].name"},
         {"backends: [{name: 'a b', url: 'http://a'}]\n", "backends[0].name"},
+        {"backends: [{name: local, url: 'http://a'}]\n", "backends[0].name"},
         {"backends: [{name: a}]\n", "backends[0].url"},
         {"backends: [{name: a, url: 'ftp://a'}]\n", "backends[0].url"},
         {"backends: [{name: a, url: 'http://key@a'}]\n", "backends[0].url"},

@@ -33,6 +33,7 @@ static const char config[] =
     "    backends: [local, gpu]\n"
     "default_tier: small\n"
     "aliases: {gpt-4o-mini: small, support: mid, raw: 'model:mistral:7b', eight: 'llama3.1:8b'}\n"
+    "backends: [{name: gpu}]\n"
     "routes:\n"
     "  - {name: banned words, when: {regex: '(?i)\\bacme\\s+corp\\b'}, tier: own}\n"
     "  - {name: old name, when: {model: 'gpt-3.5*'}, tier: small}\n"
@@ -356,8 +357,18 @@ static void test_wrong_configurations(void **state)
         {"tiers: [{name: auto, models: a}]", "'auto' is no name"},
         {"tiers: [{name: a, models: a}, {name: a, models: b}]", "two tiers named 'a'"},
         {"tiers: [{name: a, models: a, fallback: b}]",
-         "t.yaml:1:30: tiers[0].fallback[0]: there is no tier 'b'"},
-        {"tiers: [{name: a, models: a, shed_to: b}]", "tiers[0].shed_to"},
+         "t.yaml:1:30: tiers[0].fallback[0]: there is no tier 'b'; there are a"},
+        {"tiers: [{name: a, models: a, shed_to: b}, {name: c, models: a}]",
+         "t.yaml:1:30: tiers[0].shed_to: there is no tier 'b'; there are a, c"},
+        {"tiers: [{name: a, models: a, backends: gpu}]",
+         "t.yaml:1:30: tiers[0].backends[0]: there is no backend 'gpu'; there are local"},
+        {"backends: [{name: x}, {name: y}]\ntiers:\n- {name: a, models: a}\n"
+         "- {name: b, models: a, backends: [y, local,\n    Y]}",
+         "t.yaml:5:5: tiers[1].backends[2]: there is no backend 'Y'; there are local, x, y"},
+        {"backends: [{name: x, models: [a, {name: b, as: c}]}, {name: y, models: [d]}]\n"
+         "tiers: [{name: t, models: [b, c], backends: [x, y]}]",
+         "t.yaml:2:31: tiers[0].models[1]: no backend of the tier has the model 'c'; they have a, "
+         "b, d"},
         {"tiers: [{name: a, models: a, targets: {ttft: soon}}]",
          "tiers[0].targets.ttft must be a dur"},
         {"tiers: [{name: a, models: a, targets: {ttff: 1s}}]",
@@ -367,7 +378,9 @@ static void test_wrong_configurations(void **state)
          "t.yaml:1:38: tiers[0].check.regex: the pattern"},
         {"tiers: [{name: a, models: [1]}]", "t.yaml:1:28: tiers[0].models[0] must be a text"},
         {"tiers: [{name: a, models: a, speed: 1}]", "unknown key 'speed'"},
-        {"routes: [{tier: a}]", "routes[0].tier must be the name of a tier"},
+        {"routes: [{tier: a}]",
+         "t.yaml:1:11: routes[0].tier: there is no tier 'a'; there are none"},
+        {"routes: [{tier: 1}]", "routes[0].tier must be the name of a tier"},
         {"tiers: [{name: a, models: a}]\nroutes: [{when: {}}]", "routes[0] needs a tier"},
         {"tiers: [{name: a, models: a}]\nroutes: [{tier: a, when: {colour: red}}]",
          "t.yaml:2:27: routes[0].when has the unknown key 'colour'"},
@@ -382,7 +395,11 @@ static void test_wrong_configurations(void **state)
         {"tiers: [{name: a, models: a}]\nroutes: [{tier: a, when: {cost: {max: 1}}}]",
          "needs the tier whose cost"},
         {"tiers: [{name: a, models: a}]\naliases: {x: 5}", "t.yaml:2:11: aliases.x must be"},
-        {"tiers: [{name: a, models: a}]\ndefault_tier: b", "default_tier must be the name"},
+        {"tiers: [{name: a, models: a}]\nroutes: [{tier: a, when: {cost: {tier: b, max: 1}}}]",
+         "t.yaml:2:34: routes[0].when.cost.tier: there is no tier 'b'; there are a"},
+        {"tiers: [{name: a, models: a}]\naliases: {x: 'model:'}", "t.yaml:2:11: aliases.x must be"},
+        {"tiers: [{name: a, models: a}]\ndefault_tier: b",
+         "t.yaml:2:1: default_tier: there is no tier 'b'; there are a"},
     };
     for (size_t i = 0; i < ARRAY_LEN(wrong); i++) {
         struct err e = {0};
