@@ -8,8 +8,8 @@
  * A hit is replayed through the same job_deliver at once. The bytes that a hit turns into are kept
  * too, by the bytes of the request and who sent it, so that the next equal request is answered
  * without being parsed. */
-#define _GNU_SOURCE /* memmem */
 #include "gateway/adapter_push.h"
+#include "gateway/answer_marks.h"
 #include "server/bill.h"
 #include "server/job.h"
 #include "server/router.h"
@@ -284,31 +284,29 @@ bool cache_answers(struct exchange *x, enum openai_endpoint endpoint, struct job
     return true;
 }
 
-/* Where the answer's id and time stand in its bytes. The id is 96 random bits, so nothing else can
- * look like it. false: it is not as expected. */
+/* Where the answer's id and time stand in its bytes. False: not as in answers of ours. */
 static bool find_places(const struct job *j, struct response_rendered *v)
 {
-    static const char field[] = "\"created\":";
-    const char *digits = strrchr(j->id, '-') + 1, *end = v->body + v->n_body, *p = v->body;
-    char time[RESPONSE_TIME_DIGITS];
-    size_t room = 0;
-    BUG_ON(strlen(digits) != RESPONSE_ID_DIGITS);
-    write_digits(time, (uint64_t)j->head.created, sizeof time, 10);
-    while ((p = memmem(p, (size_t)(end - p), digits, RESPONSE_ID_DIGITS))) {
-        const char *at = memmem(p, (size_t)(end - p), field, strlen(field));
-        at = at ? at + strlen(field) : end;
-        if ((size_t)(end - at) < sizeof time || memcmp(at, time, sizeof time) != 0)
-            return false;
-        if (v->n_ids == room) {
-            room = 2 * room + 4;
-            v->id_at = xrealloc(v->id_at, room * sizeof *v->id_at);
-            v->time_at = xrealloc(v->time_at, room * sizeof *v->time_at);
+    struct buf all = {0};
+    answer_marks_find((struct str){v->body, v->n_body}, &all);
+    const struct answer_mark *marks = (const void *)all.data;
+    size_t n = all.len / sizeof *marks;
+    bool fine = true;
+    v->id_at = xcalloc(n + 1, sizeof *v->id_at);
+    v->time_at = xcalloc(n + 1, sizeof *v->time_at);
+    for (size_t i = 0; i < n; i++) {
+        struct str text = {v->body + marks[i].at, (size_t)marks[i].n};
+        uint32_t end = (uint32_t)(marks[i].at + marks[i].n);
+        if (marks[i].kind == MARK_ID) {
+            fine = fine && str_eqs(text, j->id);
+            v->id_at[v->n_ids++] = end - RESPONSE_ID_DIGITS; /* what an id of ours ends with */
+        } else {
+            fine = fine && text.n == RESPONSE_TIME_DIGITS;
+            v->time_at[v->n_times++] = end - RESPONSE_TIME_DIGITS;
         }
-        v->id_at[v->n_ids++] = (uint32_t)(p - v->body);
-        v->time_at[v->n_times++] = (uint32_t)(at - v->body);
-        p = at;
     }
-    return v->n_ids > 0;
+    buf_release(&all);
+    return fine && v->n_ids > 0;
 }
 
 /* Calls have ids of their own, and a template may tell the time. */
@@ -354,7 +352,7 @@ static void replay(struct job *j)
         v.prompt_tokens = u.prompt_tokens;
         v.cached_tokens = u.cached_tokens;
         v.completion_tokens = u.completion_tokens;
-        if (j->proxied || find_places(j, &v))
+        if (find_places(j, &v))
             response_rendered_add(j->server->cache, &j->cache.reader, &j->cache.bytes, &v);
     }
     response_rendered_release(&v);
@@ -446,6 +444,7 @@ enum job_step cache_stage(struct job *j)
                                         [RESPONSE_COALESCED] = "coalesced",
                                         [RESPONSE_HIT] = "hit"};
     enum response_found found = response_open(c, r, &j->cache.terms);
+    j->cache.repeats = found == RESPONSE_HIT || found == RESPONSE_COALESCED;
     if (!j->cache.said)
         j->cache.said = j->cache.terms.fresh ? "bypass" : words[found];
     if (found == RESPONSE_LEAD && j->proxied)
@@ -512,4 +511,5 @@ void cache_release(struct job *j)
     c->deadline = NULL;
     c->said = NULL;
     c->asked = false;
+    c->repeats = false;
 }

@@ -82,6 +82,7 @@ struct job {
         bool hashed;                 /* `bytes` is set: the answer may be kept as bytes too, */
         uint64_t generation;         /* if nothing has changed since */
         bool asked;                  /* it may share its answer: reader and terms are set */
+        bool repeats;                /* the answer is made, or was, for another request */
         const char *said;            /* for the header x-terrace-cache, NULL: nothing */
         struct http_timer *deadline; /* of who follows another's run, NULL: none */
     } cache;

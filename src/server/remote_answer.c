@@ -7,16 +7,19 @@
  *                                                             \-> remote_deliver -> another client
  *
  *   begin   text is "TYPE BACKEND"
- *   text    bytes as the backend sent them: whole events, or all of the document
+ *   text    bytes as the backend sent them: whole events, or all of the document; its ids are where
+ *           the answer's id and time stand in them (gateway/answer_marks.h)
  *   end     FINISH_STOP, with the usage
  *   or, of what is no answer and therefore never kept:
  *   refuse  FINISH_CANCEL, stop_id is the HTTP status, text the JSON; all who follow get it too
  *   fail    FINISH_ERROR or FINISH_TIMEOUT, with err; who follows may try again
  *
- * So a repeated answer reads byte for byte like the first, ids and times included. */
+ * Who leads gets the bytes as they are. All others read the same under an id and a time of their
+ * own, as with answers of ours. */
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "gateway/answer_marks.h"
 #include "server/job.h"
 #include "server/proxy.h"
 #include "server/router.h"
@@ -94,9 +97,13 @@ static void pass(struct job *j, const struct engine_event *ev)
         job_settled(j);
 }
 
-static void pass_text(struct job *j, struct str text)
+static void pass_text(struct job *j, struct str text, const struct buf *marks)
 {
-    struct engine_event ev = {.text = (char *)text.p, .n_text = text.n, .stop_id = -1};
+    struct engine_event ev = {.text = (char *)text.p,
+                              .n_text = text.n,
+                              .ids = (const int32_t *)(const void *)marks->data,
+                              .n_ids = (int)(marks->len / sizeof(int32_t)),
+                              .stop_id = -1};
     pass(j, &ev);
 }
 
@@ -112,14 +119,18 @@ void remote_begin(struct job *j, const char *type, const char *backend)
     const char *text = arena_printf(&j->req.arena, "%s %s", type, backend);
     snprintf(j->backend, sizeof j->backend, "%s", backend);
     j->whole = (struct answer_whole){0};
-    pass_text(j, str_of(text));
+    pass_text(j, str_of(text), &(struct buf){0});
 }
 
 void remote_text(struct job *j, struct str text)
 {
-    if (j->cache.reader.made)
+    struct buf marks = {0};
+    if (j->cache.reader.made) {
         answer_whole_add(&j->whole, text);
-    pass_text(j, text);
+        answer_marks_find(text, &marks);
+    }
+    pass_text(j, text, &marks);
+    buf_release(&marks);
 }
 
 void remote_end(struct job *j, const struct engine_usage *u)
@@ -168,6 +179,10 @@ static void begin(struct job *j, struct str head)
     static const char header[] = "x-terrace-backend";
     const char *space = memchr(head.p, ' ', head.n);
     j->type = str_starts(head, REMOTE_EVENTS) ? REMOTE_EVENTS : REMOTE_JSON;
+    if (j->cache.repeats) {
+        job_make_id(j->endpoint, j->id, sizeof j->id);
+        j->head.created = clock_unix_s();
+    }
     snprintf(j->backend, sizeof j->backend, "%.*s", (int)(head.p + head.n - space - 1), space + 1);
     http_add_header(j->x->http, header, j->backend);
     router_explain(j);
@@ -192,6 +207,20 @@ static void send_text(struct job *j, struct str text)
     cache_pause(j, true);
 }
 
+static void deliver_text(struct job *j, const struct engine_event *ev)
+{
+    const struct answer_mark *marks = (const void *)ev->ids;
+    struct str text = {ev->text, ev->n_text};
+    struct buf own = {0};
+    if (j->cache.repeats) {
+        answer_marks_replace(text, marks, (size_t)ev->n_ids * sizeof *ev->ids / sizeof *marks,
+                             str_of(j->id), j->head.created, &own);
+        text = (struct str){own.data, own.len};
+    }
+    send_text(j, text);
+    buf_release(&own);
+}
+
 /* Who leads knows the status; the others go by the error. */
 static void send_failure(struct job *j, const struct err *e)
 {
@@ -213,7 +242,7 @@ void remote_deliver(struct job *j, const struct engine_event *ev)
     switch (ev->finish) {
     case FINISH_NONE:
         if (j->type)
-            send_text(j, text);
+            deliver_text(j, ev);
         else
             begin(j, text);
         break;

@@ -6,6 +6,7 @@
 
 #include "base/err.h"
 #include "base/json_scan.h"
+#include "gateway/answer_marks.h"
 #include "gateway/answer_whole.h"
 #include "gateway/event_pass.h"
 
@@ -24,6 +25,22 @@ static bool pass(const char *data, size_t size, size_t n, struct buf *out)
     return fine;
 }
 
+/* Values of members, one behind the other, none of which holds a quote or a line's end. */
+static void check_marks(struct str text)
+{
+    struct buf all = {0};
+    size_t end = 0;
+    answer_marks_find(text, &all);
+    const struct answer_mark *marks = (const void *)all.data;
+    for (size_t i = 0; i < all.len / sizeof *marks; i++) {
+        size_t at = (size_t)marks[i].at, n = (size_t)marks[i].n;
+        BUG_ON(at <= end || !n || at + n >= text.n || memchr(text.p + at, '"', n));
+        BUG_ON(memchr(text.p + at, '\n', n));
+        end = at + n;
+    }
+    buf_release(&all);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char *const keys[] = {"model", "messages"};
@@ -35,6 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct answer_whole answer = {0};
     answer_whole_add(&answer, text);
     BUG_ON(answer_is_whole(&answer, 1) && !memmem(data, size, "finish_reason", 13));
+    check_marks(text);
     struct buf whole = {0}, pieces = {0};
     bool fine = pass(text.p, size, size ? size : 1, &whole);
     bool cut = pass(text.p, size, size ? 1 + data[0] % 16 : 1, &pieces);

@@ -104,15 +104,18 @@ static bool stream(const struct call *c, const char *body, int number)
     int fd = c->fd;
     say(fd, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
             "Transfer-Encoding: chunked\r\n\r\n");
-    snprintf(data, sizeof data, "{\"id\":\"%d\",\"choices\":[{\"delta\":{\"content\":\"one\"}}]}",
-             number);
+    snprintf(data, sizeof data,
+             "{\"id\":\"chatcmpl-%d\",\"created\":5,\"choices\":[{\"delta\":{\"content\":\"one\","
+             "\"tool_calls\":[{\"id\":\"call-%d\"}]}}]}",
+             number, number);
     say_event(fd, data);
     if (strstr(body, "wait") && !wait_to_speak(c))
         return false;
     if (strstr(body, "long")) {
         memset(filler, 'x', sizeof filler - 1);
-        snprintf(data, sizeof data, "{\"id\":\"%d\",\"choices\":[{\"text\":\"%s\"}]}", number,
-                 filler);
+        snprintf(data, sizeof data,
+                 "{\"choices\":[{\"text\":\"%s\"}],\"created\":5,\"id\":\"chatcmpl-%d\"}", filler,
+                 number);
         for (int i = 0; i < LONG_EVENTS; i++)
             say_event(fd, data);
     }
@@ -144,13 +147,13 @@ static bool reply(const struct call *c, const char *body, int number)
     else if (strstr(body, "error event"))
         say_whole(c->fd, 200, "{\"error\":{\"message\":\"out of memory\"}}");
     else {
-        snprintf(
-            text, sizeof text,
-            "{\"id\":\"%d\",\"choices\":[{\"message\":{\"content\":\"one \\\"error\\\"\"}%s%s%s}],"
-            "\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}",
-            number, strstr(body, "no reason") ? "" : ",\"finish_reason\" : \"",
-            strstr(body, "no reason") ? "" : reason_in(body),
-            strstr(body, "no reason") ? "" : "\"");
+        snprintf(text, sizeof text,
+                 "{\"choices\":[{\"message\":{\"content\":\"one \\\"error\\\"\"}%s%s%s}],"
+                 "\"created\":5,\"id\":\"chatcmpl-%d\","
+                 "\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}",
+                 strstr(body, "no reason") ? "" : ",\"finish_reason\" : \"",
+                 strstr(body, "no reason") ? "" : reason_in(body),
+                 strstr(body, "no reason") ? "" : "\"", number);
         if (strstr(body, "cut"))
             text[strlen(text) - 1] = 0;
         say_whole(c->fd, 200, text);
@@ -329,7 +332,42 @@ static void wait_for(const struct pair *p, const char *name, int64_t want)
     "\"}],\"temperature\":0" more "}"
 #define STREAM ",\"stream\":true"
 
-/* The same bytes each time: from the record, then as they were found by the request's bytes. */
+/* The id of an answer, the same in all its events, and when it says that it was made. */
+static void name_of(const struct response *a, char id[64], long *created)
+{
+    const char *at = strstr(a->body.data, "\"chatcmpl-"),
+               *time = strstr(a->body.data, "\"created\":");
+    assert_true(at && time);
+    snprintf(id, 64, "%.*s", (int)strcspn(at + 1, "\""), at + 1);
+    for (const char *p = at; (p = strstr(p, "\"chatcmpl-")); p++)
+        assert_true(str_starts(str_of(p + 1), id));
+    *created = strtol(time + strlen("\"created\":"), NULL, 10);
+}
+
+static void masked(const struct response *a, struct buf *out)
+{
+    buf_add(out, a->body.data, a->body.len);
+    mask(out);
+}
+
+/* The same answer, each under a name of its own. */
+static void assert_alike(const struct response *a, const struct response *b)
+{
+    struct buf x = {0}, y = {0};
+    char id[64], other[64];
+    long created;
+    name_of(a, id, &created);
+    name_of(b, other, &created);
+    assert_string_not_equal(id, other);
+    masked(a, &x);
+    masked(b, &y);
+    assert_int_equal(x.len, y.len);
+    assert_memory_equal(x.data, y.data, x.len);
+    buf_release(&x);
+    buf_release(&y);
+}
+
+/* The same each time: from the record, then as it was found by the request's bytes. */
 static void test_again(void **state)
 {
     static const char *const bodies[] = {BODY("hi", ""), BODY("hi", STREAM),
@@ -339,19 +377,27 @@ static void test_again(void **state)
     pair_open(&p);
     for (size_t i = 0; i < ARRAY_LEN(bodies); i++) {
         struct response first, a;
+        char ids[ARRAY_LEN(want)][64];
         for (size_t k = 0; k < ARRAY_LEN(want); k++) {
             char backend[64], type[64];
             ask_with(&p, "", bodies[i], k ? &a : &first);
             const struct response *got = k ? &a : &first;
             assert_int_equal(got->status, 200);
             assert_said(got, want[k]);
-            assert_string_equal(buf_str(&got->body), buf_str(&first.body));
             header_of(got, "x-terrace-backend: ", backend);
             assert_string_equal(backend, "up");
             header_of(got, "content-type: ", type);
             assert_true(strncmp(type, i ? "text/event-stream" : "application/json", 16) == 0);
-            if (k)
+            long created;
+            name_of(got, ids[k], &created);
+            for (size_t before = 0; before < k; before++)
+                assert_string_not_equal(ids[k], ids[before]);
+            assert_int_equal(strlen(ids[k]), strlen("chatcmpl-") + (k ? 24 : 1));
+            assert_true(k ? created > 1700000000 : created == 5);
+            if (k) {
+                assert_alike(&a, &first);
                 response_release(&a);
+            }
         }
         assert_non_null(strstr(first.body.data, "one"));
         response_release(&first);
@@ -500,9 +546,10 @@ static void test_coalesced(void **state)
                 client_read(fds[k], out);
                 assert_true(out->complete);
                 assert_said(out, "coalesced");
-                assert_string_equal(buf_str(&out->body), buf_str(&first.body));
-                if (out == &a)
+                if (out == &a) {
+                    assert_alike(&a, &first);
                     response_release(&a);
+                }
             }
             assert_non_null(strstr(first.body.data, "finish_reason"));
             response_release(&first);
@@ -632,8 +679,7 @@ static void test_slow_follower(void **state)
     assert_true(fast.complete && fast.body.len > LONG_EVENTS * 1000);
     client_read(follower, &slow);
     assert_true(slow.complete);
-    assert_int_equal(slow.body.len, fast.body.len);
-    assert_memory_equal(slow.body.data, fast.body.data, fast.body.len);
+    assert_alike(&slow, &fast);
     response_release(&fast);
     response_release(&slow);
 
@@ -647,7 +693,7 @@ static void test_slow_follower(void **state)
     client_read(follower, &slow);
     client_read(lead, &fast);
     assert_true(fast.complete && slow.complete);
-    assert_int_equal(slow.body.len, fast.body.len);
+    assert_alike(&slow, &fast);
     response_release(&fast);
     response_release(&slow);
     pair_close(&p);

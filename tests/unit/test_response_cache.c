@@ -7,6 +7,7 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "gateway/answer_marks.h"
 #include "gateway/answer_whole.h"
 #include "gateway/response_cache.h"
 #include "gateway/response_record.h"
@@ -738,6 +739,43 @@ static void test_whole(void **state)
     }
 }
 
+/* Of the top level only, in whatever order, in whole events or a document. */
+static void test_marks(void **state)
+{
+#define CALL "\"calls\":[{\"id\":\"c\",\"created\":3}]"
+    static const struct {
+        const char *text, *want;
+    } rows[] = {
+        {"{\"id\":\"chatcmpl-a\",\"created\":17," CALL "}",
+         "{\"id\":\"new\",\"created\":1800000000," CALL "}"},
+        {"{" CALL ",\"created\" : 17 ,\n \"id\" : \"a\"}\n",
+         "{" CALL ",\"created\" : 1800000000 ,\n \"id\" : \"new\"}\n"},
+        {"data: {\"id\":\"a\"," CALL "}\r\n\r\n: \"id\":\"a\"\n\ndata:{\"created\":1}\n\ndata: "
+         "[DONE]\n\n",
+         "data: {\"id\":\"new\"," CALL
+         "}\r\n\r\n: \"id\":\"a\"\n\ndata:{\"created\":1800000000}\n\ndata: [DONE]\n\n"},
+        {"{\"text\":\"\\\"id\\\":\\\"a\\\",\\\"created\\\":1\"}", NULL},
+        {"{\"id\":\"a\",\"id\":\"b\"}", NULL},
+        {"{\"id\":\"\\u0061\",\"created\":\"1\"}", NULL},
+        {"{\"id\":7,\"created\":1.5}", NULL},
+        {"{\"id\":\"\",\"created\":null}", NULL},
+        {"{\"id\":\"a\",", NULL},
+        {"data: {\"id\":\"a\"}", NULL},
+        {"", NULL},
+    };
+#undef CALL
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        struct buf all = {0}, out = {0};
+        struct str text = str_of(rows[i].text);
+        answer_marks_find(text, &all);
+        answer_marks_replace(text, (const void *)all.data, all.len / sizeof(struct answer_mark),
+                             STR("new"), 1800000000, &out);
+        assert_string_equal(buf_str(&out), rows[i].want ? rows[i].want : rows[i].text);
+        buf_release(&all);
+        buf_release(&out);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -749,7 +787,7 @@ int main(void)
         cmocka_unit_test(test_eviction),     cmocka_unit_test(test_too_large),
         cmocka_unit_test(test_drop),         cmocka_unit_test(test_rendered),
         cmocka_unit_test(test_key),          cmocka_unit_test(test_whole),
-        cmocka_unit_test(test_far_behind),
+        cmocka_unit_test(test_marks),        cmocka_unit_test(test_far_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
