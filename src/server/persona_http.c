@@ -79,19 +79,23 @@ void persona_answer(struct persona *p)
         answer_persona(x, p);
 }
 
-/* False: its key may not use one of the adapters, and it was answered. */
-static bool may_use_or_answer(struct exchange *x, const struct persona_spec *spec)
+/* False: its key may not use the adapter, and it was answered. */
+static bool may_use_or_answer(struct exchange *x, const char *adapter)
 {
-    for (size_t i = 0; i < spec->n_adapters; i++) {
-        struct err e = {0};
-        const char *name = spec->adapters[i].name;
-        if (adapter_visible(x, name))
-            continue;
-        err_param(&e, ERR_DENIED, "adapter", "this API key may not use the adapter `%.128s`", name);
-        answer_error(x, 403, "not_allowed", &e);
-        return false;
-    }
-    return true;
+    struct err e = {0};
+    if (adapter_visible(x, adapter))
+        return true;
+    err_param(&e, ERR_DENIED, "adapter", "this API key may not use the adapter `%.128s`", adapter);
+    answer_error(x, 403, "not_allowed", &e);
+    return false;
+}
+
+static bool may_use_all_or_answer(struct exchange *x, const struct persona_spec *spec)
+{
+    size_t i = 0;
+    while (i < spec->n_adapters && may_use_or_answer(x, spec->adapters[i].name))
+        i++;
+    return i == spec->n_adapters;
 }
 
 void handle_persona_put(struct exchange *x)
@@ -107,7 +111,7 @@ void handle_persona_put(struct exchange *x)
     } else {
         struct served *m = served_or_wait(x, spec.model, NULL);
         const char *tenant = m ? tenant_or_answer(x) : NULL;
-        rc = tenant && may_use_or_answer(x, &spec)
+        rc = tenant && may_use_all_or_answer(x, &spec)
                  ? personas_put(x->server->personas, tenant, &spec, m, x, &e)
                  : 0;
         if (rc) /* what can be missing is an adapter */
@@ -197,7 +201,7 @@ void handle_personas_delete(struct exchange *x)
 {
     const char *model = http_query(x->http, "model").p, *tenant = tenant_or_answer(x);
     const char *adapter = http_query(x->http, "adapter").p;
-    if (tenant)
+    if (tenant && (!adapter || may_use_or_answer(x, adapter)))
         answer_deleted(x, NULL, personas_remove(x->server->personas, tenant, NULL, model, adapter));
 }
 

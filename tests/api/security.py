@@ -33,6 +33,10 @@ KEYS = {
     "metrics": new_key(STATE.name, "prometheus", "--role", "metrics"),
     "user": new_key(STATE.name, "alice", "--tenant", "acme",
                     "--adapters", "acme-*"),
+    "acme admin": new_key(STATE.name, "anna", "--role", "admin", "--tenant", "acme",
+                          "--adapters", "acme-*"),
+    "narrow admin": new_key(STATE.name, "nora", "--role", "admin", "--tenant", "acme",
+                            "--adapters", "umbrella-*"),
     "other admin": new_key(STATE.name, "mallory-admin", "--role", "admin", "--tenant", "umbrella"),
     "other user": new_key(STATE.name, "mallory", "--tenant", "umbrella", "--adapters", "umbrella-*"),
     "revoked": new_key(STATE.name, "gone", "--role", "admin"),
@@ -237,6 +241,37 @@ def test_adapters_of_other_tenants():
         assert status in (400, 403, 404), (path, status, text)
     for name in ("../x", "..", "a\u0000b", "x" * 300):
         assert ask("POST", "/v1/adapters", "admin", {"name": name, "path": "theirs"})[0] == 400, name
+
+
+def test_personas_under_adapters_of_others():
+    """An admin's key with patterns neither makes nor removes personas under other adapters, whether
+    they are there or not, by their name or by an alias."""
+    assert ask("POST", "/v1/adapters", "admin", {"name": "acme-p", "path": "theirs"})[0] == 201
+    assert ask("PUT", "/v1/adapters/aliases/acme-next", "admin", {"adapter": "acme-p"})[0] == 200
+
+    def make(who, adapter):
+        return ask("POST", "/v1/personas", who, {"name": "styled", "system": "Be brief.", "adapter": adapter})
+
+    def remove(who, adapter):
+        return ask("DELETE", "/v1/personas?adapter=" + adapter, who)
+
+    def refused(got):
+        error = json.loads(got[2])["error"]
+        assert (got[0], error["param"], error["code"]) == (403, "adapter", "not_allowed"), got
+        return error["message"]
+
+    for adapter in ("acme-p", "acme-next", "acme-p@1", ["acme-p"], "acme-none"):
+        refused(make("narrow admin", adapter))
+    assert "`acme-p`" in refused(make("narrow admin", [{"name": "acme-p", "scale": 0.5}]))
+    assert ask("GET", "/v1/personas/styled", "admin")[0] == 404
+    made = make("acme admin", "acme-next")
+    assert made[0] == 200 and json.loads(made[2])["adapter"] == "acme-next", made
+    for adapter in ("acme-p", "acme-next", "acme-none"):
+        refused(remove("narrow admin", adapter))
+    assert json.loads(remove("narrow admin", "umbrella-x")[2])["count"] == 0
+    assert ask("GET", "/v1/personas/styled", "admin")[0] == 200
+    status, _, text = remove("acme admin", "acme-p")  # that the alias leads to
+    assert status == 200 and json.loads(text)["count"] == 1, text
 
 
 def usage(who, query):
