@@ -72,6 +72,7 @@ struct personas {
     struct persona *first;
     size_t n;
     bool computing;
+    bool unsaved;          /* the file says something else: its disk was full, or the like */
     struct persona_kv *kv; /* NULL: computed prompts are not kept */
 };
 
@@ -123,6 +124,7 @@ int persona_blocks(const struct persona *p); /* that its pin holds or will hold 
 /* persona_file.c: atomically, so that a crash leaves the old file or the new one. */
 void personas_load(struct personas *all);
 void personas_save(struct personas *all);
+void personas_save_again(struct personas *all); /* what could not be saved; once a second */
 /* Every folder of a file's path, for the owner only: prompts may be private. */
 void personas_make_folders(const char *path);
 void personas_restore(struct personas *all, const char *tenant, const struct persona_spec *spec,

@@ -162,7 +162,17 @@ void personas_save(struct personas *all)
     if (!all->path)
         return;
     write_text(all, &text);
-    if (write_file(all->path, &text, &e))
-        log_error("server", "personas are not kept: %s", e.msg);
+    bool failed = write_file(all->path, &text, &e) != 0;
+    if (failed && !all->unsaved)
+        log_error("server", "personas are not kept: %s; it is tried again", e.msg);
+    else if (!failed && all->unsaved)
+        log_info("server", "personas are kept again in %s", all->path);
+    all->unsaved = failed;
     buf_release(&text);
+}
+
+void personas_save_again(struct personas *all)
+{
+    if (all->unsaved)
+        personas_save(all);
 }

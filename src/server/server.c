@@ -92,6 +92,7 @@ static void tick(void *arg)
     served_tick(s);
     adapters_tick(s->adapters);
     personas_advance(s->personas);
+    personas_save_again(s->personas);
     if (s->cache && ++s->ticks % SWEEP_TICKS == 0)
         response_sweep(s->cache);
     bills_tick(s);

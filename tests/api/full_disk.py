@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""A disk that takes nothing more while adapters are registered and keys are made: a clear error,
-nothing half done, and all goes on once there is room. Ends with "N passed, N failed"."""
+"""A disk that takes nothing more while adapters are registered, personas computed under them and
+keys are made: a clear error, nothing half done, and all goes on once there is room. Ends with "N passed, N failed"."""
 import json
 import pathlib
 import resource
@@ -81,6 +81,85 @@ def test_adapters():
             assert [chat(s, adapter=a)[0] for a in ("prod", "new")] == [200, 200]
 
 
+def persona(s, name):
+    return s.json("/v1/personas/" + name)
+
+
+def until(holds):
+    late = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < late
+        time.sleep(0.05)
+
+
+def kept(folder):
+    """The names in the list, the files of computed prompts, and whatever else lies there."""
+    listed = json.loads((folder / "personas.json").read_text())["personas"]
+    files = {f.name for f in (folder / "personas").iterdir()}
+    return {p["name"] for p in listed}, files, {f.name for f in folder.glob("*.part")}
+
+
+def test_personas():
+    """Under adapters, with room for no file, then for the list alone: they work on, the log says what
+    is not kept, and the next start has all of them, from files or computed again."""
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as state:
+        for seed, name in enumerate(("a", "b")):
+            random_adapter(pathlib.Path(root) / name, seed=seed)
+        options = ("--adapter-root", root, "--ctx", "1024", "--memory-limit", "700MiB")
+        folder = pathlib.Path(state)
+
+        def make(s, name, adapter):
+            status, text = ask(s, "POST", "/v1/personas", {
+                "name": name, "system": f"You are {name}, and kind. " * 9, "adapter": adapter})
+            assert status == 200 and json.loads(text)["status"] == "ready", (status, text)
+
+        def says(s):
+            got = {}
+            for name in ("early", "none", "half", "after"):
+                status, text = chat(s, persona=name, max_tokens=12)
+                assert status == 200, text
+                usage = json.loads(text)["usage"]
+                cached = usage["prompt_tokens_details"]["cached_tokens"]
+                assert cached >= persona(s, name)["prompt_tokens"] > 50, (name, usage)
+                got[name] = json.loads(text)["choices"]
+            return got
+
+        def log_has(s, *words):
+            until(lambda: any(all(w in line for w in words) for line in s.log))
+
+        with Service(*options, state=state, preexec=heed_errors) as s:
+            for name in ("a", "b"):
+                assert ask(s, "POST", "/v1/adapters", {"name": name, "path": name})[0] == 201
+            make(s, "early", "a")
+            make(s, "gone", "b")
+            until(lambda: all(persona(s, p)["kept_bytes"] for p in ("early", "gone")))
+            limit(s.pid, FULL)
+            make(s, "none", "b")
+            assert ask(s, "DELETE", "/v1/personas/gone")[0] == 200
+            log_has(s, "persona none is not kept for the next start", "none.kv")
+            log_has(s, "personas are not kept", "personas.json")
+            until(lambda: kept(folder) == ({"early", "gone"}, {"early.kv"}, set()))
+            assert ask(s, "GET", "/health")[0] == 200
+            limit(s.pid, (64 << 10, resource.RLIM_INFINITY))
+            make(s, "half", "a")
+            log_has(s, "persona half is not kept for the next start", "half.kv")
+            assert kept(folder) == ({"early", "none", "half"}, {"early.kv"}, set())
+            limit(s.pid, FULL)
+            make(s, "after", "b")
+            log_has(s, "persona after is not kept for the next start", "after.kv")
+            limit(s.pid, ROOM)
+            until(lambda: "after" in kept(folder)[0])  # without another change
+            before = says(s)
+        assert kept(folder) == ({"early", "none", "half", "after"}, {"early.kv"}, set())
+        with Service(*options, state=state) as s:
+            until(lambda: all(persona(s, p)["status"] == "ready" for p in before))
+            assert ask(s, "GET", "/v1/personas/gone")[0] == 404
+            log_has(s, "persona early", "tokens from")
+            assert not any("tokens from" in line for line in s.log if "persona early" not in line)
+            assert says(s) == before
+            until(lambda: all(persona(s, p)["kept_bytes"] for p in before))
+
+
 def key_create(state, name, preexec=None):
     return subprocess.run([TERRACE, "key", "create", name, "--state-dir", state],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=preexec)
@@ -112,11 +191,8 @@ def test_keys():
             limit(s.pid, ROOM)
             assert ask(s, "POST", "/v1/completions", {"prompt": "Hi", "max_tokens": 1},
                        headers)[0] == 200
-            until = time.monotonic() + 30
-            while sum(r["requests"] for r in s.json("/v1/usage?group_by=key")["data"]
-                      if r["key_name"] == "late") < 4:
-                assert time.monotonic() < until, s.json("/v1/usage?group_by=key")
-                time.sleep(0.1)
+            until(lambda: sum(r["requests"] for r in s.json("/v1/usage?group_by=key")["data"]
+                              if r["key_name"] == "late") >= 4)
 
 
 if __name__ == "__main__":
