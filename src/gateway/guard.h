@@ -1,15 +1,22 @@
-/* guard.h - the process that stands between us and a program of ours, so that the program ends
- * when we do, even by kill -9.
+/* guard.h - the process that stands between us and a program of ours, so that everything that comes
+ * from the program ends with it, and the program when we do, even by kill -9.
  *
  * The guard is this executable again, as `terrace guard STOP_MS PROGRAM ARGUMENTS`, the leader of
- * the process group in which the program and its children run:
+ * the process group in which the program and its children run, and the parent of whoever loses his
+ * (descendants.h), so that nobody gets away from it by a group or session of his own:
  *
  *     service ---pipe, that the guard only watches---> guard ---fork, exec---> program ---> ...
  *                                                      `---------- process group ----------'
  *
- * It ends as the program does, with the same status or signal. When the pipe closes the service is
- * gone: the group gets SIGTERM, and SIGKILL when the program has ended, after STOP_MS at the
- * latest. The guard does not follow signals that are meant for the group. */
+ * The end comes when the program ends, or when the pipe closes, because the service wants so or is
+ * gone. All that is left of the tree gets SIGTERM, and SIGKILL after STOP_MS, or a second after the
+ * end of the program if that is earlier. When nothing is left the guard ends as the program did,
+ * with the same status or signal. It does not follow signals that are meant for the group.
+ *
+ * Should somebody kill -9 the guard itself, the program is killed by the kernel and the rest of the
+ * group by the service; what has left the group stays. Likewise out of reach is what descendants.h
+ * says. A process that cannot be killed, because of a device or as it runs as somebody else, is
+ * waited for. */
 #pragma once
 
 #define GUARD_VERB "guard"

@@ -20,6 +20,7 @@ enum {
     LAST_WORDS_MS = 1000,  /* for output that is still in the pipes when the program has ended */
     HUNG_EJECTIONS = 5,    /* in a row: the program is taken for hung */
     UNENDING_MS = 10000,   /* after SIGKILL: the kernel, or a device, holds it */
+    LEAVE_MS = 15000,      /* after SIGKILL: what holds out so long is left behind */
     STATUS_NO_START = 127, /* guard.h */
     HANDLES = 4,
 };
@@ -35,14 +36,14 @@ struct output {
 struct backend_process {
     struct backend *backend;
     uv_process_t process; /* the guard, whose id is the group's */
-    uv_pipe_t lifeline;   /* the guard holds the other end */
+    uv_pipe_t lifeline;   /* the guard holds the other end, and ends all when ours is closed */
     struct output outputs[2];
     bool running; /* from the start until all handles are closed */
-    bool stopping, killed;
+    bool stopping, left;
     bool was_healthy; /* since the start */
     int n_handles;
-    void *watch;                              /* of the start, then of the end; NULL: none */
-    int64_t started_ms, ended_ms, kill_at_ms; /* ended_ms 0: not yet */
+    void *watch;                               /* of the start, then of the end; NULL: none */
+    int64_t started_ms, ended_ms, leave_at_ms; /* ended_ms 0: not yet */
     int64_t restart_at_ms, pause_ms;
 };
 
@@ -96,7 +97,7 @@ static void process_closed(struct backend_process *p)
     if (--p->n_handles)
         return;
     watch_end(p);
-    p->running = p->stopping = p->killed = false;
+    p->running = p->stopping = p->left = false;
     backends_poke(b->all);
     backend_unref(b); /* of start() */
 }
@@ -106,10 +107,16 @@ static void on_handle_closed(uv_handle_t *h)
     process_closed(h->data);
 }
 
+static void close_lifeline(struct backend_process *p)
+{
+    if (!uv_is_closing((uv_handle_t *)&p->lifeline))
+        uv_close((uv_handle_t *)&p->lifeline, on_handle_closed);
+}
+
 static void close_process(struct backend_process *p)
 {
     uv_close((uv_handle_t *)&p->process, on_handle_closed);
-    uv_close((uv_handle_t *)&p->lifeline, on_handle_closed);
+    close_lifeline(p);
 }
 
 static void on_output_closed(uv_handle_t *h)
@@ -166,9 +173,12 @@ static void on_ended(uv_process_t *process, int64_t status, int sig)
                            ? "could not be started, its output says why: status"
                            : "ended with status";
     snprintf(b->last_exit, sizeof b->last_exit, "%s %d", form, sig ? sig : (int)status);
-    log_line(p->stopping ? LOG_INFO : LOG_WARN, "gateway", "backend %s: its program %s",
-             b->config.name, b->last_exit);
-    kill(-process->pid, SIGKILL); /* what it has left of its group */
+    bool killed = p->stopping && sig == SIGKILL;
+    log_line(p->stopping && !killed ? LOG_INFO : LOG_WARN, "gateway",
+             "backend %s: its program %s%s", b->config.name, b->last_exit,
+             killed ? ", as it did not heed SIGTERM" : "");
+    if (sig) /* it may have hit the guard, and left some of its group */
+        kill(-process->pid, SIGKILL);
     p->ended_ms = now;
     backends_cancel_probe(b);
     if (b->state != BACKEND_STOPPED && b->state != BACKEND_DRAINING && !b->all->closing) {
@@ -264,16 +274,17 @@ static void stop(struct backend_process *p, int64_t now)
 {
     if (p->ended_ms)
         return;
+    const struct backend_config *c = &p->backend->config;
     if (!p->stopping) {
         p->stopping = true;
-        p->kill_at_ms = now + p->backend->config.stop_ms;
-        watch_begin(p, "stopping", p->backend->config.stop_ms + UNENDING_MS);
-        kill(-p->process.pid, SIGTERM);
-    } else if (!p->killed && now >= p->kill_at_ms) {
-        p->killed = true;
-        log_warn("gateway", "backend %s: its program does not end: killed",
-                 p->backend->config.name);
-        kill(-p->process.pid, SIGKILL);
+        p->leave_at_ms = now + c->stop_ms + LEAVE_MS;
+        watch_begin(p, "stopping", c->stop_ms + UNENDING_MS);
+        close_lifeline(p);
+    } else if (!p->left && now >= p->leave_at_ms) {
+        p->left = true;
+        log_error("gateway", "backend %s: its program, or what came from it, cannot be ended: left",
+                  c->name);
+        kill(-p->process.pid, SIGKILL); /* its guard, which waits */
     }
 }
 
@@ -334,7 +345,7 @@ static int64_t next_look(const struct backend *b, int64_t now)
     if (p->ended_ms) /* after its last words the handles are closing, which pokes */
         return now - p->ended_ms > LAST_WORDS_MS ? 0 : p->ended_ms + LAST_WORDS_MS + 1;
     if (p->stopping)
-        return p->killed ? 0 : p->kill_at_ms;
+        return p->left ? 0 : p->leave_at_ms;
     int64_t next = now + 1000;
     if (c->idle_stop_ms && b->used_ms + c->idle_stop_ms < next)
         next = b->used_ms + c->idle_stop_ms;

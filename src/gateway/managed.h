@@ -1,10 +1,12 @@
 /* managed.h - backends that are programs of ours: started, watched, restarted, stopped.
  *
- * A program gets a process group of its own, so that its children end with it, a guard that ends
- * them all should we be killed (guard.h: the executable must hand its verb over), no standard
- * input, and a pipe for its output, which goes to our log line by line under the backend's name.
- * One that ends, or is not healthy within start_ms, is started again after a pause that doubles up
- * to a minute. Stopping is SIGTERM for the group, and SIGKILL after stop_ms. The loop's thread. */
+ * A program gets a process group of its own, a guard (guard.h: the executable must hand its verb
+ * over), no standard input, and a pipe for its output, which goes to our log line by line under the
+ * backend's name. One that ends, or is not healthy within start_ms, is started again after a pause
+ * that doubles up to a minute. Ending everything that came from it is the guard's: SIGTERM, and
+ * SIGKILL after stop_ms; only then it counts as ended, so that the next one finds its port and its
+ * memory free. What even SIGKILL does not end is left behind after 15 more seconds. The loop's
+ * thread. */
 #pragma once
 
 #include "gateway/backend.h"

@@ -4,7 +4,10 @@
 It answers chats for the model "small" and for adapters that were loaded, with "MODEL ROOT" as text,
 one word an event and --delay seconds between them. With --child it has a child of its own, with
 --stubborn neither of them heeds SIGTERM; with --escapee it has one that leaves the group, keeps the
-output open and ends after three seconds. GET /calls tells what was asked: ["load NAME", ...]."""
+output open and ends after three seconds. With --daemon it leaves two orphans in sessions of their
+own: one ends at once, one says "tidied" when it gets SIGTERM; with --late it leaves one that heeds
+nothing when it gets SIGTERM itself. All of them have PORT among their arguments.
+GET /calls tells what was asked: ["load NAME", ...]."""
 import argparse
 import http.server
 import json
@@ -20,6 +23,8 @@ parser.add_argument("port", type=int)
 parser.add_argument("--child", action="store_true")
 parser.add_argument("--escapee", action="store_true")
 parser.add_argument("--stubborn", action="store_true")
+parser.add_argument("--daemon", action="store_true")
+parser.add_argument("--late", action="store_true")
 parser.add_argument("--delay", type=float, default=0)
 parser.add_argument("--name", default="base")
 parser.add_argument("--no-lora", action="store_true")
@@ -140,10 +145,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
 
+ORPHAN = """import os, signal, sys, time
+def end(*_):
+    print("tidied", flush=True)
+    os._exit(0)
+if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, end)
+os.setsid()
+if os.fork():
+    os._exit(0)
+time.sleep(float(sys.argv[2]))"""
+
+
+def leave_orphan(seconds):
+    subprocess.run([sys.executable, "-c", ORPHAN, str(args.port), str(seconds)], check=True)
+
+
+def leave_late(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which is inherited
+    leave_orphan(600)
+    sys.exit(0)
+
+
+if args.late:
+    signal.signal(signal.SIGTERM, leave_late)
 if args.stubborn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if args.child:
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(args.port)])
+if args.daemon:
+    leave_orphan(0)
+    leave_orphan(600)
 if args.escapee:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"], start_new_session=True)
 server = http.server.ThreadingHTTPServer(("127.0.0.1", args.port), Handler)

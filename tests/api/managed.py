@@ -39,13 +39,27 @@ def group(pid):
     return found
 
 
+def family(port):
+    """Those that have not ended of a program, its guard and all that came from it."""
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # of a zombie it is empty
+            if str(port).encode() in path.read_bytes().split(b"\0"):
+                found.add(int(path.parent.name))
+    return found
+
+
 def wait_healthy(g):
     """It answers, and has told what it serves."""
     wait_for(lambda: states(g)["gpu"] == "healthy" and of_gpu(g)["models"] == ["small"])
 
 
+def children(pid):
+    return [int(c) for c in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def guard_of(g):
-    return int(pathlib.Path(f"/proc/{g.pid}/task/{g.pid}/children").read_text().split()[0])
+    return children(g.pid)[0]
 
 
 def health(g):
@@ -106,7 +120,68 @@ def test_stubborn_program_is_killed():
         guard = guard_of(g)
     assert g.status == 0
     assert not group(guard)
-    assert any("does not end: killed" in line for line in g.log), g.log
+    assert any("ended by signal 9, as it did not heed SIGTERM" in line for line in g.log), g.log
+
+
+# What has left the process group, which has to end with the program as well.
+RUNAWAYS = (["--daemon"], "60s"), (["--daemon", "--stubborn"], "300ms"), (["--late"], "60s")
+
+
+@contextlib.contextmanager
+def runaways(options, timeout):
+    """A gateway, its port for the program, and the program's family."""
+    port = free_port()
+    with gateway([managed(port, *options, stop_timeout=timeout)]) as g:
+        wait_healthy(g)
+        count = 2 if "--late" in options else 3  # the guard, the program, an orphan that stays
+        wait_for(lambda: len(family(port)) == count)
+        yield g, port, family(port)
+
+
+def test_runaways_end_with_the_service():
+    for case in RUNAWAYS:
+        for end in signal.SIGTERM, signal.SIGKILL:
+            with runaways(*case) as (g, port, _):
+                g.process.send_signal(end)
+                g.process.wait(60)
+                if end == signal.SIGTERM:  # it has waited for them, and read what they said
+                    assert not family(port)
+                    assert any("tidied" in line for line in g.log) == (case[0] == ["--daemon"])
+                wait_for(lambda: not family(port))
+
+
+def test_runaways_end_before_the_next_start():
+    for case, sig in zip(RUNAWAYS, (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)):
+        with runaways(*case) as (g, port, first):
+            os.kill(children(guard_of(g))[0], sig)
+            wait_for(lambda: of_gpu(g)["restarts"] == 1)
+            assert not family(port) & first
+            wait_healthy(g)
+    options, timeout = RUNAWAYS[1]
+    with runaways(options, timeout) as (g, port, first):
+        g.config.write_text(json.dumps({"backends": [managed(port, stop_timeout=timeout)]}))
+        g.json("/v1/reload", {})
+        wait_for(lambda: family(port) - first)
+        assert not family(port) & first
+
+
+def test_orphans_are_reaped():
+    port = free_port()
+    with gateway([managed(port, "--daemon")]) as g:
+        wait_healthy(g)
+        guard = guard_of(g)
+        wait_for(lambda: len(children(guard)) == 2)  # the program and one of its two orphans
+
+
+def test_what_cannot_be_ended_is_left():
+    """A guard that is stopped stands for a process that a device holds."""
+    port = free_port()
+    with gateway([managed(port, stop_timeout="100ms")]) as g:
+        wait_healthy(g)
+        os.kill(guard_of(g), signal.SIGSTOP)
+    assert g.status == 0
+    assert any("cannot be ended: left" in line for line in g.log), g.log
+    wait_for(lambda: not family(port))
 
 
 def test_what_is_told():
