@@ -8,7 +8,7 @@ struct pin {
     struct pin *next;
     uint64_t id;
     struct kv_table table;
-    struct buf salt;
+    struct seq_keys keys;
     int n_promised;  /* blocks; table has fewer while they come from elsewhere */
     int32_t *tokens; /* n_tokens of them, NULL: the pin is complete */
     int n_tokens;
@@ -36,9 +36,9 @@ void blocks_release(struct blocks *b)
 
 /* Admission. */
 
-static struct str salt_of(const struct seq *q)
+static struct str salt_of(const struct seq_keys *k)
 {
-    return (struct str){q->salt.data, q->salt.len};
+    return (struct str){k->salt.data, k->salt.len};
 }
 
 /* Activated adapters.
@@ -49,48 +49,49 @@ static struct str salt_of(const struct seq *q)
 
 enum { MOST_MARKS = 4096 };
 
-static int32_t key_at(const struct seq *q, int i)
+static int32_t key_at(const struct seq_keys *k, const int32_t *tokens, int i)
 {
-    return q->tokens[i] + (i >= q->active_from ? q->active_mark : 0);
+    return tokens[i] + (i >= k->active_from ? k->active_mark : 0);
 }
 
-/* Tokens from .. to-1 of q as the prefix cache knows them. */
-static const int32_t *keys_of(struct blocks *b, const struct seq *q, int from, int to)
+/* Tokens from .. to-1 of a sequence or a pin as the prefix cache knows them. */
+static const int32_t *keys_of(struct blocks *b, const struct seq_keys *k, const int32_t *tokens,
+                              int from, int to)
 {
-    if (!q->active_mark || to <= q->active_from)
-        return q->tokens + from;
+    if (!k->active_mark || to <= k->active_from)
+        return tokens + from;
     buf_clear(&b->keys);
     int32_t *out = (int32_t *)buf_reserve(&b->keys, (size_t)(to - from) * sizeof *out);
     for (int i = from; i < to; i++)
-        out[i - from] = key_at(q, i);
+        out[i - from] = key_at(k, tokens, i);
     return out;
 }
 
-/* Gives q its mark. When there are no more, it shares with its like only, from the first token on:
+/* Gives k its mark. When there are no more, it shares with its like only, from the first token on:
  * where it is activated is then a part of its salt. */
-static void mark(struct blocks *b, struct seq *q)
+static void mark(struct blocks *b, struct seq_keys *k)
 {
-    if (!q->active.len || q->active_mark)
+    if (!k->active.len || k->active_mark)
         return;
-    struct str active = {q->active.data, q->active.len};
+    struct str active = {k->active.data, k->active.len};
     uintptr_t known = (uintptr_t)map_get(&b->marks, active);
     int most = INT32_MAX / b->model->n_vocab - 1;
     if (!known && b->marks.n < (size_t)(most < MOST_MARKS ? most : MOST_MARKS)) {
         known = b->marks.n + 1;
         map_put(&b->marks, active, (void *)known);
     }
-    q->active_mark = (int32_t)known * b->model->n_vocab;
+    k->active_mark = (int32_t)known * b->model->n_vocab;
     if (known)
         return;
-    buf_add(&q->salt, q->active.data, q->active.len);
-    buf_add(&q->salt, &q->active_from, sizeof q->active_from);
-    buf_clear(&q->active);
+    buf_add(&k->salt, k->active.data, k->active.len);
+    buf_add(&k->salt, &k->active_from, sizeof k->active_from);
+    buf_clear(&k->active);
 }
 
 static int common(const struct seq *p, const struct seq *q, int n)
 {
     int i = 0;
-    while (i < n && key_at(p, i) == key_at(q, i))
+    while (i < n && key_at(&p->keys, p->tokens, i) == key_at(&q->keys, q->tokens, i))
         i++;
     return i;
 }
@@ -107,7 +108,8 @@ static bool is_being_computed(const struct blocks *b, struct sched_item *const *
         const struct seq *p = (const struct seq *)plan[i];
         if (p->item.n_computed + p->item.n_planned <= known)
             continue; /* behind q: it was begun before its salt was forgotten */
-        if (p->item.n_tokens - p->item.n_computed == 1 || !str_eq(salt_of(p), salt_of(q)))
+        if (p->item.n_tokens - p->item.n_computed == 1 ||
+            !str_eq(salt_of(&p->keys), salt_of(&q->keys)))
             continue;
         int most = p->item.n_tokens < q->item.n_tokens ? p->item.n_tokens : q->item.n_tokens - 1;
         int same = common(p, q, most);
@@ -139,14 +141,15 @@ static void let_go(struct blocks *b, const struct prefix_match *m)
 static struct prefix_match find(struct blocks *b, const struct seq *q)
 {
     int n = q->item.n_tokens - 1;
-    return prefix_find(&b->prefix, salt_of(q), keys_of(b, q, 0, n), n, b->found);
+    return prefix_find(&b->prefix, salt_of(&q->keys), keys_of(b, &q->keys, q->tokens, 0, n), n,
+                       b->found);
 }
 
 enum sched_answer blocks_admit(struct blocks *b, struct seq *q, struct sched_item *const *plan,
                                int n_plan, int reserve)
 {
     struct sched_item *item = &q->item;
-    mark(b, q);
+    mark(b, &q->keys);
     /* at least one token is computed: its logits are the answer's beginning */
     struct prefix_match m = find(b, q);
     int known = m.n_full * b->kv.block_tokens + m.n_partial;
@@ -245,8 +248,8 @@ void blocks_publish(struct blocks *b, struct seq *q, int from, int to)
     for (int i = from / size; i * size < to; i++) {
         int n = to - i * size < size ? to - i * size : size;
         int32_t parent = i ? q->table.blocks[i - 1] : -1;
-        q->table.blocks[i] = prefix_put(&b->prefix, salt_of(q), parent, q->table.blocks[i],
-                                        keys_of(b, q, i * size, i * size + n), n);
+        q->table.blocks[i] = prefix_put(&b->prefix, salt_of(&q->keys), parent, q->table.blocks[i],
+                                        keys_of(b, &q->keys, q->tokens, i * size, i * size + n), n);
     }
 }
 
@@ -257,7 +260,7 @@ void blocks_pin(struct blocks *b, const struct seq *q)
     struct pin *pin = xcalloc(1, sizeof *pin);
     int n = kv_blocks_for(&b->kv, q->n_prompt);
     *pin = (struct pin){.next = b->pins, .id = q->id, .n_promised = n};
-    buf_add(&pin->salt, q->salt.data, q->salt.len);
+    buf_add(&pin->keys.salt, q->keys.salt.data, q->keys.salt.len);
     for (int i = 0; i < n; i++) {
         kv_table_add(&pin->table, q->table.blocks[i]);
         prefix_ref(&b->prefix, q->table.blocks[i]);
@@ -281,7 +284,8 @@ void blocks_pin_begin(struct blocks *b, uint64_t id, const struct engine_prefix 
                         .id = id,
                         .n_promised = kv_blocks_for(&b->kv, p->n_tokens),
                         .n_tokens = p->n_tokens};
-    seq_salt(&pin->salt, p->cache_salt, p->adapters, p->n_adapters);
+    seq_keys_init(&pin->keys, p);
+    mark(b, &pin->keys);
     pin->tokens = xmalloc((size_t)p->n_tokens * sizeof *pin->tokens);
     memcpy(pin->tokens, p->tokens, (size_t)p->n_tokens * sizeof *pin->tokens);
     b->pins = pin;
@@ -297,9 +301,10 @@ int blocks_import(struct blocks *b, uint64_t id, const void *in, struct err *e)
         return err_set(e, ERR_LIMIT, "all %d KV blocks are in use", b->kv.n_blocks);
     b->model->write_block(b->model->ctx, block, in);
     int at = pin->table.n * b->kv.block_tokens, n = pin->n_tokens - at;
+    n = n < b->kv.block_tokens ? n : b->kv.block_tokens;
     int32_t parent = pin->table.n ? pin->table.blocks[pin->table.n - 1] : -1;
-    block = prefix_put(&b->prefix, (struct str){pin->salt.data, pin->salt.len}, parent, block,
-                       pin->tokens + at, n < b->kv.block_tokens ? n : b->kv.block_tokens);
+    block = prefix_put(&b->prefix, salt_of(&pin->keys), parent, block,
+                       keys_of(b, &pin->keys, pin->tokens, at, at + n), n);
     kv_table_add(&pin->table, block);
     b->n_pinned++;
     if (pin->table.n == pin->n_promised) {
@@ -332,7 +337,7 @@ int blocks_unpin(struct blocks *b, uint64_t id)
     while (pin->table.n)
         prefix_unref(&b->prefix, pin->table.blocks[--pin->table.n]);
     kv_table_release(&pin->table);
-    buf_release(&pin->salt);
+    seq_keys_release(&pin->keys);
     free(pin->tokens);
     free(pin);
     return n;
@@ -343,7 +348,7 @@ int blocks_forget(struct blocks *b, const struct str *salt)
     int n = 0;
     for (struct pin *pin = b->pins, *next; pin; pin = next) {
         next = pin->next;
-        if (!salt || prefix_salt_under((struct str){pin->salt.data, pin->salt.len}, *salt))
+        if (!salt || prefix_salt_under(salt_of(&pin->keys), *salt))
             n += blocks_unpin(b, pin->id);
     }
     prefix_forget(&b->prefix, salt);

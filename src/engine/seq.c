@@ -51,16 +51,16 @@ static int check_stops(const struct engine_request *r, const struct seq_limits *
     return 0;
 }
 
-/* The position from which an adapter changes the request: where its tokens stand last in the
- * prompt, -1 if they don't; 0 for an adapter without such tokens. */
-static int activation(const struct engine_request *r, const struct adapter_use *use)
+/* The position from which an adapter changes a prompt: where its tokens stand last in it, -1 if
+ * they don't; 0 for an adapter without such tokens. */
+static int activation(const int32_t *tokens, int n_tokens, const struct adapter_use *use)
 {
     const struct adapter_info *info = adapter_info(use->adapter);
-    size_t bytes = (size_t)info->n_invocation * sizeof *r->prompt;
+    size_t bytes = (size_t)info->n_invocation * sizeof *tokens;
     if (!bytes)
         return 0;
-    int at = r->n_prompt - info->n_invocation;
-    while (at >= 0 && memcmp(r->prompt + at, info->invocation, bytes) != 0)
+    int at = n_tokens - info->n_invocation;
+    while (at >= 0 && memcmp(tokens + at, info->invocation, bytes) != 0)
         at--;
     return at < 0 ? -1 : at;
 }
@@ -72,7 +72,7 @@ static int check_adapters(const struct engine_request *r, struct err *e)
         return err_param(e, ERR_INVALID, "adapters", "%d adapters, at most %d are taken",
                          r->n_adapters, MODEL_MAX_ADAPTERS);
     for (int i = 0; i < r->n_adapters; i++) {
-        int at = activation(r, &r->adapters[i]);
+        int at = activation(r->prompt, r->n_prompt, &r->adapters[i]);
         if (!isfinite(r->adapters[i].scale))
             return err_param(e, ERR_INVALID, "adapters", "the scale of adapter %d is not finite",
                              i);
@@ -127,12 +127,25 @@ static void add_use(struct buf *out, const struct adapter_use *use)
     buf_add(out, &use->scale, sizeof use->scale);
 }
 
-void seq_salt(struct buf *out, const char *cache_salt, const struct adapter_use *adapters, int n)
+void seq_keys_init(struct seq_keys *k, const struct engine_prefix *p)
 {
-    buf_adds(out, cache_salt ? cache_salt : "");
-    for (int i = 0; i < n; i++)
-        if (adapters[i].from == 0)
-            add_use(out, &adapters[i]);
+    *k = (struct seq_keys){0};
+    buf_adds(&k->salt, p->cache_salt ? p->cache_salt : "");
+    for (int i = 0; i < p->n_adapters; i++) {
+        int from = activation(p->tokens, p->n_tokens, &p->adapters[i]);
+        if (from == 0)
+            add_use(&k->salt, &p->adapters[i]);
+        if (from <= 0)
+            continue;
+        k->active_from = from;
+        add_use(&k->active, &p->adapters[i]);
+    }
+}
+
+void seq_keys_release(struct seq_keys *k)
+{
+    buf_release(&k->salt);
+    buf_release(&k->active);
 }
 
 /* Takes those that have an effect on the prompt; check_adapters has seen them. */
@@ -140,16 +153,17 @@ static void take_adapters(struct seq *q, const struct engine_request *r)
 {
     for (int i = 0; i < r->n_adapters; i++) {
         struct adapter_use use = r->adapters[i];
-        use.from = activation(r, &use);
+        use.from = activation(r->prompt, r->n_prompt, &use);
         if (use.from < 0)
             continue;
         adapter_ref(use.adapter);
         q->adapters[q->n_adapters++] = use;
-        if (use.from == 0)
-            continue;
-        q->active_from = use.from;
-        add_use(&q->active, &use);
     }
+    seq_keys_init(&q->keys, &(struct engine_prefix){.tokens = r->prompt,
+                                                    .n_tokens = r->n_prompt,
+                                                    .cache_salt = r->cache_salt,
+                                                    .adapters = r->adapters,
+                                                    .n_adapters = r->n_adapters});
 }
 
 int seq_new(struct seq **out, const struct engine_request *r, const struct seq_limits *l,
@@ -186,7 +200,6 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
     seed_rng(q);
     buf_adds(&q->tenant, r->tenant ? r->tenant : "");
     take_adapters(q, r);
-    seq_salt(&q->salt, r->cache_salt, q->adapters, q->n_adapters);
     *out = q;
     return 0;
 }
@@ -203,8 +216,7 @@ void seq_free(struct seq *q)
     for (int i = 0; i < q->n_adapters; i++)
         adapter_unref(q->adapters[i].adapter);
     buf_release(&q->tenant);
-    buf_release(&q->salt);
-    buf_release(&q->active);
+    seq_keys_release(&q->keys);
     buf_release(&q->text);
     buf_release(&q->logprobs);
     free(q);

@@ -10,6 +10,14 @@
 #include "engine/sched.h"
 #include "engine/stop.h"
 
+/* What the KV of a prompt depends on beside its tokens: prefixes are shared under it. */
+struct seq_keys {
+    struct buf salt;     /* cache_salt, then what adapters add that change every position */
+    struct buf active;   /* what adapters add that begin at active_from, "" if there are none */
+    int32_t active_from; /* where the tokens stand that activate them */
+    int32_t active_mark; /* tells tokens from there on apart from the same without (blocks.c) */
+};
+
 struct seq {
     struct sched_item item; /* first: item.n_tokens tokens are known */
     struct seq *next;       /* in the inbox or in the engine's list */
@@ -31,13 +39,10 @@ struct seq {
     int n_stop_ids;
     struct stop stop;
     struct tok_stream stream;
-    struct buf tenant, salt; /* salt: cache_salt, then what the adapters add (seq.c) */
+    struct buf tenant;
+    struct seq_keys keys;
     struct adapter_use adapters[MODEL_MAX_ADAPTERS];
     int n_adapters;
-    struct buf active; /* what adapters add that begin at active_from, "" if there are none */
-    int active_from;
-    int32_t
-        active_mark; /* tells tokens from there on apart from the same ones without (blocks.c) */
     int priority;
     int64_t deadline_ms;
 
@@ -63,10 +68,11 @@ int seq_new(struct seq **out, const struct engine_request *r, const struct seq_l
             struct err *e);
 void seq_free(struct seq *q);
 
-/* What prefixes are shared under: cache_salt (or NULL) and, each after a NUL, digest and scale of
- * the adapters that change every position, because KV depends on them. prefix_forget finds it under
- * cache_salt. */
-void seq_salt(struct buf *out, const char *cache_salt, const struct adapter_use *adapters, int n);
+/* The salt is cache_salt (or nothing) and, each after a NUL, digest and scale of the adapters, so
+ * prefix_forget finds it under cache_salt. Which adapters are activated, and where, follows from
+ * the tokens. active_mark stays 0. */
+void seq_keys_init(struct seq_keys *k, const struct engine_prefix *p);
+void seq_keys_release(struct seq_keys *k);
 
 static inline int seq_n_output(const struct seq *q)
 {

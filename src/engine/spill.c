@@ -36,8 +36,15 @@ static size_t n_blocks(const struct spill *s)
 static void make_begin(const struct spill *s, struct buf *out)
 {
     struct buf key = {0};
+    struct seq_keys keys;
+    seq_keys_init(&keys, &s->prefix);
     buf_add(&key, s->key.p, s->key.n);
-    seq_salt(&key, s->prefix.cache_salt, s->prefix.adapters, s->prefix.n_adapters);
+    buf_add(&key, keys.salt.data, keys.salt.len);
+    if (keys.active.len) {
+        buf_add(&key, keys.active.data, keys.active.len);
+        buf_add(&key, &keys.active_from, sizeof keys.active_from);
+    }
+    seq_keys_release(&keys);
     struct spill_head head = {
         .version = SPILL_VERSION,
         .block_tokens = KV_BLOCK_TOKENS,

@@ -1,9 +1,10 @@
 /* spill.h - a pinned prompt as a file, so that a restart need not compute it again.
  *
  *   struct spill_head   magic, version, sizes; checksum of all up to the first block
- *   key                 what the KV depends on beside the tokens: the caller's words (model, KV
- * type, kernels), then salt and adapters tokens              int32 each blocks              a
- * checksum of 8 bytes, then engine_block_bytes bytes, for each
+ *   key                 what the KV depends on beside the tokens: the words of the caller (model,
+ *                       KV type, kernels), salt, adapters, and where they are activated
+ *   tokens              int32 each
+ *   blocks              a checksum of 8 bytes, then engine_block_bytes bytes, for each
  *
  * Little-endian, as x86-64 has it; checksums are XXH3 with the number of the block as seed. A file
  * is written beside its final name, synced and renamed, so it is whole or not there, and every byte

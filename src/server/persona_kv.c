@@ -122,23 +122,13 @@ static void queue(struct kv_task *t)
     pthread_mutex_unlock(&k->lock);
 }
 
-/* Whether one of them changes chats from a place on that the prompt need not have: what the engine
- * makes of it is not said by the adapters alone. */
-static bool activated(const struct persona_with *with)
-{
-    for (int i = 0; i < with->n; i++)
-        if (adapter_info(with->adapters[i].adapter)->n_invocation)
-            return true;
-    return false;
-}
-
 /* A task for p's prompt, or NULL. */
 static struct kv_task *prompt_task(struct persona_kv *k, enum kv_what what, struct persona *p,
                                    const struct persona_with *with)
 {
     const struct served *m = with->model;
     if (!k || k->stopped || !m->model.kv_key || !engine_block_bytes(m->model.engine) ||
-        m->state != SERVED_READY || activated(with))
+        m->state != SERVED_READY)
         return NULL;
     struct kv_task *t = task_new(k, what, p->id);
     for (size_t i = 0; i < p->prompt.n; i++)

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import time
 import urllib.error
 
 from service import ROOT, Service, run_tests
@@ -50,6 +51,38 @@ def test_base_prefix_is_shared():
             alone, _, cached = ask(s, "pirate", salt="nobody else's")
             assert (alone, cached) == (first, 0)
             assert ask(s, s.model)[0] == base
+        assert s.status == 0
+
+
+def test_a_persona_outlives_a_restart():
+    """Its prompt is read from its file, and a chat that activates the adapter says the same."""
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as state:
+        options = ("--adapter-root", root, "--memory-limit", "500MiB", "--ctx", "2048")
+
+        def answer(s):
+            reply = s.json("/v1/chat/completions", {
+                "persona": "keeper", "temperature": 0, "max_tokens": 20,
+                "messages": [{"role": "user", "content": "Who are you?"}]})
+            cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+            return reply["choices"][0]["message"]["content"], cached
+
+        def wait(s, field, value):
+            until = time.monotonic() + 60
+            while not value(s.json("/v1/personas/keeper")[field]):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+        with Service(*options, state=state) as s:
+            make_activated(s, pathlib.Path(root) / "pirate")
+            s.json("/v1/adapters", {"name": "pirate", "path": "pirate"})
+            made = s.json("/v1/personas", {"name": "keeper", "system": SYSTEM, "adapter": "pirate"})
+            wait(s, "kept_bytes", bool)
+            first = answer(s)
+            assert first[0] != ask(s, s.model)[0] and first[1] == made["prompt_tokens"] > 100, first
+        with Service(*options, state=state) as s:
+            wait(s, "status", lambda status: status == "ready")
+            assert any("persona keeper: " in line and "tokens from" in line for line in s.log)
+            assert answer(s) == first, first
         assert s.status == 0
 
 

@@ -1,14 +1,17 @@
 /* Adapters through the engine, on a tiny model of random weights (tests/vectors/adapter): requests
  * under different adapters in one batch, adapters replaced and dropped while requests run, and a
  * prefix cache that must never mix them up. */
+#define _GNU_SOURCE /* mkstemp */
 #include "unit.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/rng.h"
+#include "engine/spill.h"
 #include "engine_harness.h"
 #include "model/adapter.h"
 
@@ -43,10 +46,29 @@ static void copy_block(void *ctx, int32_t to, int32_t from, int n_tokens)
     kv_mem_copy(((struct rig *)ctx)->kv, to, from, n_tokens);
 }
 
+static void read_block(void *ctx, int32_t block, void *out)
+{
+    kv_mem_read(((struct rig *)ctx)->kv, block, out);
+}
+
+static void write_block(void *ctx, int32_t block, const void *in)
+{
+    kv_mem_write(((struct rig *)ctx)->kv, block, in);
+}
+
 static void new_engine(struct rig *r)
 {
     struct err e = {0};
-    struct engine_opts o = {.model = {r, FAKE_VOCAB, 64, N_BLOCKS, N_CTX, forward, copy_block},
+    struct engine_opts o = {.model = {.ctx = r,
+                                      .n_vocab = FAKE_VOCAB,
+                                      .max_batch_tokens = 64,
+                                      .n_blocks = N_BLOCKS,
+                                      .n_ctx = N_CTX,
+                                      .forward = forward,
+                                      .copy_block = copy_block,
+                                      .block_bytes = model_info(r->model)->kv_block_bytes,
+                                      .read_block = read_block,
+                                      .write_block = write_block},
                             .tokenizer = fake_tokenizer(),
                             .prefix_cache = true,
                             .max_pinned_blocks = 8,
@@ -355,6 +377,90 @@ static void activated_where_the_tokens_stand_last(void **state)
     rig_free(r);
 }
 
+enum { PERSONA = 75 }; /* tokens at the beginning of a prompt: a tail in its last block */
+
+static uint64_t pin(struct rig *r, const int32_t *prompt, const struct adapter_use *use)
+{
+    struct answer a = {0};
+    struct err e = {0};
+    uint64_t id;
+    struct engine_request q = greedy_request(prompt, PERSONA, 1, &a);
+    q.adapters = use;
+    q.n_adapters = 1;
+    q.pin = true;
+    if (engine_submit(r->engine, &q, &id, &e))
+        fail_msg("%s", e.msg);
+    run_until_idle(r->engine);
+    answer_release(&a);
+    return id;
+}
+
+/* An engine that has nothing of what the last one had. */
+static void begin_anew(struct rig *r)
+{
+    struct err e = {0};
+    engine_free(r->engine);
+    r->engine = NULL;
+    kv_mem_free(r->kv);
+    if (kv_mem_new(&r->kv, r->model, N_BLOCKS, &e))
+        fail_msg("%s", e.msg);
+    new_engine(r);
+}
+
+/* Wherever the tokens stand, what is read from a file does what was computed. */
+static void activated_prompts_come_back_from_files(void **state)
+{
+    static const struct {
+        int at[2]; /* of the tokens, -1: nowhere */
+        int cached;
+    } cases[] = {{{-1, -1}, PERSONA},
+                 {{10, -1}, PERSONA},
+                 {{10, 40}, PERSONA},
+                 {{64, -1}, PERSONA},
+                 {{-1, 90}, PERSONA}, /* in the chat alone */
+                 {{10, 90}, 10},      /* the chat is not activated where the persona is */
+                 {{PERSONA - 1, -1}, PERSONA - 1}}; /* begins in one and ends in the other */
+    struct rig *r = rig_new();
+    struct adapter *a = open_activated(r, "[44, 45]"), *b = open_activated(r, "[44, 45]");
+    struct adapter_use use = {a, 4}, other = {b, 3};
+    char path[] = "/tmp/terrace-activated-XXXXXX";
+    close(mkstemp(path));
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        int32_t prompt[LONG];
+        struct err e = {0};
+        uint64_t id;
+        make_prompt(prompt, LONG, 0);
+        for (int k = 0; k < 2; k++)
+            if (cases[i].at[k] >= 0)
+                memcpy(prompt + cases[i].at[k], (int32_t[]){44, 45}, 2 * sizeof *prompt);
+        begin_anew(r);
+        struct spill spill = {
+            .engine = r->engine, .prefix = {prompt, PERSONA, NULL, &use, 1}, .key = STR("tiny")};
+        assert_int_equal(spill_write(&spill, pin(r, prompt, &use), path, &e), 0);
+        struct answer want = run_one(r, prompt, LONG, 12, &use, 1);
+        assert_int_equal(want.usage.cached_tokens, cases[i].cached);
+
+        begin_anew(r);
+        spill.engine = r->engine;
+        if (spill_read(&spill, path, &id, &e))
+            fail_msg("%s", e.msg);
+        struct answer got = run_one(r, prompt, LONG, 12, &use, 1);
+        assert_int_equal(got.usage.cached_tokens, cases[i].cached);
+        assert_memory_equal(got.ids, want.ids, 12 * sizeof(int32_t));
+        answer_release(&got);
+
+        /* of another adapter, unless it was none's */
+        bool active = cases[i].at[0] >= 0 && cases[i].at[0] < PERSONA - 1;
+        spill.prefix.adapters = &other;
+        assert_int_equal(spill_read(&spill, path, &id, &e), active ? ERR_EXISTS : 0);
+        answer_release(&want);
+    }
+    unlink(path);
+    adapter_unref(a);
+    adapter_unref(b);
+    rig_free(r);
+}
+
 static void refuses_what_cannot_be_meant(void **state)
 {
     struct rig *r = rig_new();
@@ -385,6 +491,7 @@ int main(void)
         cmocka_unit_test(adapters_outlive_their_owner),
         cmocka_unit_test(activated_adapters_share_what_they_leave),
         cmocka_unit_test(activated_where_the_tokens_stand_last),
+        cmocka_unit_test(activated_prompts_come_back_from_files),
         cmocka_unit_test(refuses_what_cannot_be_meant),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
