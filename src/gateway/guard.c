@@ -1,4 +1,4 @@
-#define _GNU_SOURCE /* signalfd */
+#define _GNU_SOURCE /* close_range */
 #include "gateway/guard.h"
 
 #include <errno.h>
@@ -110,6 +110,7 @@ int guard_main(int argc, char **argv)
               stderr);
         return 2;
     }
+    close_range(STDERR_FILENO + 1, ~0U, 0); /* libcurl's sockets, which stay open at exec */
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         signal(others[i], SIG_IGN);
     sigemptyset(&child);

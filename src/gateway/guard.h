@@ -11,7 +11,8 @@
  * The end comes when the program ends, or when the pipe closes, because the service wants so or is
  * gone. All that is left of the tree gets SIGTERM, and SIGKILL after STOP_MS, or a second after the
  * end of the program if that is earlier. When nothing is left the guard ends as the program did,
- * with the same status or signal. It does not follow signals that are meant for the group.
+ * with the same status or signal. It does not follow signals that are meant for the group. Of our
+ * open files the program gets none but its output (before Linux 5.9: and what libraries leave).
  *
  * Should somebody kill -9 the guard itself, the program is killed by the kernel and the rest of the
  * group by the service; what has left the group stays. Likewise out of reach is what descendants.h

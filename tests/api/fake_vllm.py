@@ -6,11 +6,13 @@ one word an event and --delay seconds between them. With --child it has a child 
 --stubborn neither of them heeds SIGTERM; with --escapee it has one that leaves the group, keeps the
 output open and ends after three seconds. With --daemon it leaves two orphans in sessions of their
 own: one ends at once, one says "tidied" when it gets SIGTERM; with --late it leaves one that heeds
-nothing when it gets SIGTERM itself. All of them have PORT among their arguments.
+nothing when it gets SIGTERM itself. All of them have PORT among their arguments. With --noise it
+says more than a pipe holds, no line and no UTF-8, and then closes its output.
 GET /calls tells what was asked: ["load NAME", ...]."""
 import argparse
 import http.server
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -25,6 +27,7 @@ parser.add_argument("--escapee", action="store_true")
 parser.add_argument("--stubborn", action="store_true")
 parser.add_argument("--daemon", action="store_true")
 parser.add_argument("--late", action="store_true")
+parser.add_argument("--noise", action="store_true")
 parser.add_argument("--delay", type=float, default=0)
 parser.add_argument("--name", default="base")
 parser.add_argument("--no-lora", action="store_true")
@@ -181,4 +184,9 @@ if args.escapee:
 server = http.server.ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
 server.daemon_threads = True
 print("serving", args.name, flush=True)
+if args.noise:
+    sys.stdout.buffer.write(b"\xff\x00\x1b[31m" * 30000 + b"\nenough")
+    sys.stdout.flush()
+    for output in 1, 2:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 server.serve_forever()

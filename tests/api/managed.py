@@ -114,6 +114,17 @@ def test_output_that_stays_open():
         assert say(g) == "small base"
 
 
+def test_output_of_any_kind():
+    with gateway([managed(free_port(), "--noise")], "--log-format", "json") as g:
+        wait_healthy(g)
+        wait_for(lambda: any("enough" in line for line in g.log))
+        assert say(g) == "small base"
+        assert of_gpu(g)["restarts"] == 0
+    said = [json.loads(line) for line in g.log if '"module":"gpu"' in line]
+    assert all(len(line["msg"]) <= 1024 for line in said) and len(said) > 200, len(said)
+    assert said[-1]["msg"] == "enough" and set(said[-2]["msg"]) <= set("\ufffd [31m")
+
+
 def test_stubborn_program_is_killed():
     with gateway([managed(free_port(), "--child", "--stubborn", stop_timeout="300ms")]) as g:
         wait_healthy(g)
@@ -163,6 +174,18 @@ def test_runaways_end_before_the_next_start():
         g.json("/v1/reload", {})
         wait_for(lambda: family(port) - first)
         assert not family(port) & first
+
+
+def test_files_of_the_service_stay_there():
+    """A connection that the program held as well would not end when the service closes it."""
+    with gateway([managed(free_port())]) as g:
+        wait_healthy(g)
+        os.kill(children(guard_of(g))[0], signal.SIGKILL)
+        wait_for(lambda: of_gpu(g)["restarts"] == 1)  # the service has asked others things by now
+        wait_healthy(g)
+        files = pathlib.Path(f"/proc/{guard_of(g)}/fd").iterdir()
+        sockets = [f.name for f in files if os.readlink(f).startswith("socket:")]
+        assert sockets == ["0"], sockets
 
 
 def test_orphans_are_reaped():

@@ -77,7 +77,7 @@ class Service:
 
     def _wait_ready(self):
         while (line := self.lines.get()) is not None:
-            if found := re.search(r"ready: .* on (http://\S+)", line):
+            if found := re.search(r"ready: .* on (http://[\w.:\[\]]+)", line):
                 return found[1]
         raise RuntimeError("the server did not start:\n" + "".join(self.log[-20:]))
 

@@ -152,6 +152,7 @@ def test_killed_gateway_leaves_no_vllm():
     managed = backend("gpu", f"http://127.0.0.1:{port}", kind="vllm", command=command(port),
                       stop_timeout="20s")
     with gateway([managed]) as g:
+        wait_for(lambda: program(g))
         guard, = program(g)
         wait_for(lambda: len(group(guard)) >= 3, START_S)  # the guard, vLLM, a worker of its own
         os.kill(g.pid, signal.SIGKILL)
