@@ -1,7 +1,7 @@
 /* The forward pass of every architecture and quantisation on small random models, against plain
  * loops in double precision (reference_forward.h), and against itself: any way of cutting the same
  * tokens into steps, batches and shared blocks gives the same logits. */
-#define _GNU_SOURCE /* memmem */
+#define _GNU_SOURCE /* memmem, MADV_POPULATE_WRITE */
 #include "unit.h"
 
 #include <glob.h>
@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -398,6 +399,59 @@ static void test_isas(void **state)
     }
 }
 
+/* --- memory of KV blocks ------------------------------------------------------------------------
+ */
+
+static size_t resident_bytes(void)
+{
+    size_t all = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%zu %zu", &all, &resident), 2);
+    fclose(f);
+    return resident * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static bool system_can_populate(void)
+{
+    void *p = mem_alloc_big(1);
+    int rc = madvise(p, 1, MADV_POPULATE_WRITE);
+    mem_free_big(p, 1);
+    return rc == 0;
+}
+
+/* Steps go on while all of it is made, and a pool that nobody used yet can be freed meanwhile. */
+static void test_kv_memory_is_made(void **state)
+{
+    (void)state;
+    enum { POOL_BYTES = 192 << 20 };
+    static const int32_t tokens[] = {5, 300, 17, 42, 42, 9};
+    static const int32_t block = 0;
+    struct rig r = rig_open("tiny-llama", "q4_0", (struct model_opts){0}, 2);
+    struct err e = {0};
+    int n_blocks = (int)(POOL_BYTES / model_info(r.model)->kv_block_bytes);
+    float *want = xcalloc((size_t)r.n_vocab, sizeof *want), *got = xcalloc((size_t)r.n_vocab, 4);
+    struct batch_seq s = {tokens, ARRAY_LEN(tokens), 0, &block, 1};
+    model_forward(r.model, r.kv, &s, 1, want);
+
+    size_t before = resident_bytes();
+    struct kv_mem *kv;
+    assert_int_equal(kv_mem_new(&kv, r.model, n_blocks, &e), 0);
+    kv_mem_make_all(kv);
+    do {
+        model_forward(r.model, kv, &s, 1, got);
+        assert_memory_equal(got, want, (size_t)r.n_vocab * sizeof *want);
+    } while (system_can_populate() && resident_bytes() < before + POOL_BYTES / 10 * 9);
+    kv_mem_free(kv);
+
+    assert_int_equal(kv_mem_new(&kv, r.model, n_blocks, &e), 0);
+    kv_mem_make_all(kv);
+    kv_mem_free(kv);
+    free(want);
+    free(got);
+    rig_close(&r);
+}
+
 /* --- the packed file ----------------------------------------------------------------------------
  */
 
@@ -607,6 +661,7 @@ int main(void)
         cmocka_unit_test(test_batches),
         cmocka_unit_test(test_shared_prefix),
         cmocka_unit_test(test_isas),
+        cmocka_unit_test(test_kv_memory_is_made),
         cmocka_unit_test(test_packed_file),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_open_fails_cleanly),
