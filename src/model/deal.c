@@ -18,7 +18,7 @@ static bool take_of(const struct deal *d, int i, bool front, struct helping *out
         int end = begun ? (int)(seen & DEAL_MOST) : last;
         if (begin >= end)
             return false;
-        int n = end - begin < most ? end - begin : most;
+        int half = (end - begin + 1) / 2, n = half < most ? half : most;
         *out =
             front ? (struct helping){begin, begin + n, end} : (struct helping){end - n, end, end};
         then = front ? pack(d->phase, begin + n, end) : pack(d->phase, begin, end - n);

@@ -3,7 +3,8 @@
  * Threads are never equally fast for long: a connection thread, another process or the host takes a
  * processor away for a moment. So each thread has a run of things that is cut in advance, which
  * keeps its reads of memory in one piece, and takes helpings from the front of it; one that has
- * none left takes helpings from the back of another's.
+ * none left takes helpings from the back of another's. Helpings are small towards the end of a run,
+ * so that all end together.
  *
  * A run is one word, and everybody can begin it, so nobody waits for a thread that is late:
  *

@@ -83,10 +83,13 @@ static void input(const struct worker *k, const struct source *s, const struct p
     }
     int n_groups = act_groups(s->n_tokens);
     struct range groups = share(k, n_groups);
+    if (!s->norm) /* what is there already can be shared more evenly than groups */
+        fill(k, s, types, s->x, k->ith, k->nth);
     for (int g = groups.begin; g < groups.end; g++) {
         struct range rows = {act_group_begin(s->n_tokens, g), act_group_begin(s->n_tokens, g + 1)};
         const float *x = rows_of(k, s, rows, k->m->scratch.narrow);
-        fill(k, s, types, x, g, n_groups);
+        if (s->norm)
+            fill(k, s, types, x, g, n_groups);
         lora_shrink_rows(k, s->site, x, (size_t)s->n_cols, rows);
     }
     pool_barrier(k->m->pool, k->ith);
