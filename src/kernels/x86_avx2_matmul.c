@@ -20,7 +20,10 @@ enum { VNNI = 1 };
 enum { VNNI = 0 };
 #endif
 
-enum { CHUNK = 3 }; /* tokens in a pass */
+enum {
+    CHUNK = 3,      /* tokens in a pass */
+    NEAR_TOKENS = 2 /* more take several passes over a tile */
+};
 
 /* Where a pass finds and leaves its things: half h of the rows of a tile, some tokens of a group of
  * w. x points at the first of them: all that is kept of a token takes 4 bytes side by side. */
@@ -427,7 +430,7 @@ static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t 
 
 void EXPORT(matmul)(const struct matmul *j, int tile_begin, int tile_end)
 {
-    matmul_tiles(j, tile_begin, tile_end, run_pass);
+    matmul_tiles(j, tile_begin, tile_end, run_pass, NEAR_TOKENS);
 }
 
 int64_t EXPORT(dot_rounds)(int64_t rounds)

@@ -344,7 +344,7 @@ static void run_pass(enum ttype type, int w, const uint8_t *tile, const uint8_t 
 
 void avx512_matmul(const struct matmul *j, int tile_begin, int tile_end)
 {
-    matmul_tiles(j, tile_begin, tile_end, run_pass);
+    matmul_tiles(j, tile_begin, tile_end, run_pass, KERNEL_GROUP);
 }
 
 int64_t avx512_dot_rounds(int64_t rounds)
