@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 from common import machine
-from serving_client import ask, ask_all, begin, body, run_first
+from serving_client import ask, ask_all, begin, body, encode, run_first
 from serving_kit import Server, bound, median, percentile, text_of, write_report
 
 SEED = 29
@@ -58,13 +58,14 @@ def repeats_plan(options):
 
 async def open_loop(port, plan, questions):
     """Times count from when a request was due, so a late client does not flatter the server."""
+    requests = [encode(q) for q in questions]
     run_first()
     start, tasks, late = time.perf_counter(), [], 0.0
     for at, number in plan:
         while (wait := start + at - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         late = max(late, -wait)
-        answer, task = begin(port, questions[number], sent=start + at)
+        answer, task = begin(port, requests[number], sent=start + at)
         answer.begun = time.perf_counter()
         tasks.append(task)
     done, _ = await asyncio.wait(tasks, timeout=60)
