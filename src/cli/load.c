@@ -278,7 +278,8 @@ static int bind_model(struct loaded *l, const struct load_options *o,
         rc = model_open(&l->model, l->gguf, &mo, e);
     if (rc == 0)
         rc = kv_mem_new(&l->kv, l->model, l->n_blocks, e);
-    if (rc == 0 && o->memory_limit) /* it was given to us: no request waits for it */
+    /* what was given to us is taken, so that no request waits for it, unless there is less */
+    if (rc == 0 && o->memory_limit && o->memory_limit <= machine_bytes())
         kv_mem_make_all(l->kv);
     if (rc == 0)
         l->kv_key = kv_key(l, o);

@@ -47,8 +47,8 @@ extern const char *const load_kv_types[];
          LOAD_AT(at, memory_limit),                                                                \
          "0",                                                                                      \
          "SIZE",                                                                                   \
-         "Memory for weights, KV cache and all else, such as 8GiB. 0 takes 80 % of what the "      \
-         "machine or its cgroup has."},                                                            \
+         "Memory for weights, KV cache and all else, such as 8GiB: the KV cache takes its share "  \
+         "at the start. 0 allows 80 % of what the machine or its cgroup has, taken as needed."},   \
         {"ctx",                                                                                    \
          OPT_INT,                                                                                  \
          LOAD_AT(at, ctx),                                                                         \

@@ -1,6 +1,11 @@
 /* internal.h - what a model is made of. Private to src/model. */
 #pragma once
 
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
 #include "kernels/kernels.h"
 #include "model/arch.h"
 #include "model/deal.h"
@@ -9,9 +14,6 @@
 #include "model/plan.h"
 #include "model/rope.h"
 #include "model/weights.h"
-#include <pthread.h>
-#include <semaphore.h>
-#include <stdatomic.h>
 
 enum {
     N_ACT_TYPES = ACT_TYPES,

@@ -24,8 +24,7 @@ static void rest(int64_t ns)
 
 /* Makes [begin, end), a piece at a time, since other threads wait to change mappings; rests between
  * them while a step is computed, unless blocks from `block` on are wanted soon. False where the
- * system cannot, or at the end.
- */
+ * system cannot, or at the end. */
 static bool make(struct kv_mem *kv, const char *begin, const char *end, int block)
 {
     uintptr_t from = (uintptr_t)begin & ~(uintptr_t)4095;
